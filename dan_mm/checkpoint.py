@@ -1,0 +1,144 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""A checkpoint is data, never code.
+
+Importing this module, which ``import dan_mm`` does, makes MMEngine load
+checkpoints only with ``weights_only=True``. On its own, it falls back to
+unpickling whatever the file holds, and it runs the config that a checkpoint
+carries when training resumes.
+"""
+import os.path as osp
+import re
+import threading
+from contextlib import contextmanager
+from typing import Any, Iterator, Optional
+
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+
+
+class CheckpointLoadError(RuntimeError):
+    """A checkpoint is broken, or holds more than weights and plain data."""
+
+
+def _history_buffer_method(owner: Any, name: str) -> Any:
+    """Stand in for :func:`getattr` while a checkpoint is loaded.
+
+    MMEngine's checkpoints hold the statistics methods of
+    :class:`~mmengine.logging.HistoryBuffer`, as calls of ``getattr``.
+    """
+    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return getattr(owner, name)
+    raise CheckpointLoadError(
+        f'it reads the attribute {name!r} of {owner!r}')
+
+
+def _safe_globals() -> list:
+    import numpy as np
+    core = np._core if hasattr(np, '_core') else np.core
+    return [
+        HistoryBuffer, (_history_buffer_method, 'builtins.getattr'),
+        np.ndarray, np.dtype, core.multiarray._reconstruct,
+        (core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+        core.multiarray.scalar,
+        (core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
+        *(type(np.dtype(kind)) for kind in (
+            np.bool_, np.uint8, np.int32, np.int64, np.uint32, np.float32,
+            np.float64))
+    ]
+
+
+_lock = threading.RLock()
+
+
+@contextmanager
+def weights_only() -> Iterator[None]:
+    """Within this context, :func:`torch.load` loads weights and plain data
+    only, and refuses anything else with a sentence.
+
+    Raises:
+        CheckpointLoadError: If the file holds anything else.
+    """
+    torch_load = torch.load
+
+    def load(file, *args, **kwargs):
+        kwargs.pop('pickle_module', None)
+        kwargs['weights_only'] = True
+        try:
+            with torch.serialization.safe_globals(_safe_globals()):
+                return torch_load(file, *args, **kwargs)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            # PyTorch's own text recommends the unsafe way.
+            code = re.search(r'(?:GLOBAL|function) (\S+)', str(error))
+            found = 'it is no file of weights'
+            if code:
+                found = f'it refers to the code {code[1]}'
+            elif not str(error).startswith('Weights only load failed'):
+                found = str(error).split('\n')[0]
+            raise CheckpointLoadError(
+                f'The checkpoint {file} can not be loaded: {found}. Expected a '
+                'whole file that `torch.save` made of weights and plain data. '
+                'Nothing else is loaded, since it could run code: get the '
+                'file again from its author, as weights only.') from None
+
+    with _lock:
+        torch.load = load
+        try:
+            yield
+        finally:
+            torch.load = torch_load
+
+
+# What to say where a file is missing that can't be shipped: the configs that
+# start from it name it.
+HINTS = {
+    'resnet18_msceleb.pth':
+    'It is a ResNet-18 trained on MS-Celeb-1M. Download resnet18_msceleb.pth '
+    'from the link "MSCeleb" in the README of https://github.com/yaoing/DAN '
+    'and convert it with `python tools/model_converters/dan_to_mmpretrain.py '
+    'resnet18_msceleb.pth checkpoints/resnet18_msceleb.pth`. Or start from '
+    'ImageNet with `--cfg-options model.backbone.init_cfg.checkpoint='
+    'https://download.openmmlab.com/mmclassification/v0/resnet/'
+    'resnet18_8xb32_in1k_20210831-fbbb1da6.pth`, or from scratch with '
+    '`--cfg-options model.backbone.init_cfg=None`.'
+}
+
+_load_checkpoint = CheckpointLoader.load_checkpoint.__func__
+
+
+def load_checkpoint(cls,
+                    filename: str,
+                    map_location: Any = None,
+                    logger: Optional[Any] = 'current') -> dict:
+    """Load a checkpoint from a path or URL, whatever its scheme, without
+    running anything in it.
+
+    It replaces :meth:`mmengine.runner.CheckpointLoader.load_checkpoint`, which
+    training, resuming, testing, ``Pretrained`` and the inferencers use. The
+    configs that a checkpoint carries are dropped: MMEngine would execute them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointLoadError: If the file holds more than weights and plain
+            data, or is broken.
+    """
+    try:
+        with weights_only():
+            checkpoint = _load_checkpoint(cls, filename, map_location, logger)
+    except FileNotFoundError as error:
+        hint = HINTS.get(osp.basename(filename), 'Check the path.')
+        raise FileNotFoundError(
+            f'Found no checkpoint {filename}. {hint}') from error
+    if isinstance(checkpoint, dict):
+        hub = checkpoint.get('message_hub')
+        for holder in (checkpoint.get('meta'),
+                       isinstance(hub, dict) and hub.get('runtime_info')):
+            if isinstance(holder, dict):
+                holder.pop('config', None)
+                holder.pop('cfg', None)
+    return checkpoint
+
+
+CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)

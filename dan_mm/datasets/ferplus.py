@@ -1,0 +1,119 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+import csv
+import os.path as osp
+from typing import Iterator, List, Optional, Tuple
+
+import numpy as np
+from mmpretrain.registry import DATASETS
+
+from .base import FERDataset
+
+FOLDERS = dict(train='FER2013Train', val='FER2013Valid', test='FER2013Test')
+USAGES = dict(train='Training', val='PublicTest', test='PrivateTest')
+
+
+@DATASETS.register_module()
+class FERPlus(FERDataset):
+    """`FER+ <https://github.com/microsoft/FERPlus>`_: ten raters' votes on the
+    faces of FER2013.
+
+    The folder has the layout of Microsoft's repository: ::
+
+        data_root
+        ├── fer2013new.csv
+        ├── FER2013Train
+        │   ├── label.csv
+        │   ├── fer0000000.png
+        │   └── ...
+        ├── FER2013Valid
+        └── FER2013Test
+
+    The votes are read from ``fer2013new.csv``. Where it is missing, they are
+    read from the ``label.csv`` of the split's folder: those are older votes
+    that differ for one picture in 24.
+
+    The label is the majority as Microsoft's FERPlus defines it: emotions with
+    a single vote are dropped; one that then has more than half of the votes is
+    the label; pictures without one, or whose majority is 'unknown' or 'not a
+    face', are left out. That leaves 25,060 pictures for training and 3,199 in
+    FER2013Valid, of 48x48 grey pixels, in 8 classes.
+
+    ``split='val'`` is FER2013Valid, or, with ``val_split``, that share of
+    FER2013Train.
+
+    Args:
+        data_root (str): The folder of the data set.
+        soft_targets (bool): Whether to add the votes as ``gt_score``: the
+            shares of the 8 classes in the votes for them that are not dropped.
+            Losses then use them, accuracies still the majority. Defaults to
+            False.
+        **kwargs: See :class:`FERDataset`, also for the errors.
+    """
+
+    METAINFO = {
+        'classes': ('neutral', 'happiness', 'surprise', 'sadness', 'anger',
+                    'disgust', 'fear', 'contempt')
+    }
+    OFFICIAL_COUNTS = {'train': 25060, 'val': 3199, 'test': None}
+
+    def __init__(self,
+                 data_root: str,
+                 split: str = 'train',
+                 soft_targets: bool = False,
+                 **kwargs) -> None:
+        self.soft_targets = soft_targets
+        super().__init__(data_root, split, **kwargs)
+
+    def load_split(self, split: str) -> List[dict]:
+        """Read the annotations of an official split."""
+        folder = osp.join(self.data_root, FOLDERS[split])
+        num_classes = len(self.METAINFO['classes'])
+        data_list = []
+        for name, votes in self._read_votes(split):
+            votes[votes < 2] = 0
+            label = int(votes.argmax())
+            if 2 * votes[label] <= votes.sum() or label >= num_classes:
+                continue
+            info = dict(img_path=osp.join(folder, name), gt_label=label)
+            if self.soft_targets:
+                votes = votes[:num_classes]
+                info['gt_score'] = (votes / votes.sum()).astype(np.float32)
+            data_list.append(info)
+        return data_list
+
+    def _read_votes(self, split: str) -> Iterator[Tuple[str, np.ndarray]]:
+        """Read the file name and the ten numbers of votes of each picture."""
+        path = osp.join(self.data_root, 'fer2013new.csv')
+        repository = osp.isfile(path)
+        if not repository:
+            path = osp.join(self.data_root, FOLDERS[split], 'label.csv')
+        expected_usage = USAGES[split] if repository else None
+        other_usages = set(USAGES.values()) - {expected_usage}
+        lines = self._read_lines(path)
+        # 'Training,fer0000000.png,4,0,...' after a header, or
+        # 'fer0000000.png,"(0, 0, 48, 48)",4,0,...'.
+        for number, row in enumerate(csv.reader(lines), 1):
+            if not row or (repository and number == 1):
+                continue
+            usage, name = (row + [None])[:2] if repository else (None, row[0])
+            if usage in other_usages:
+                continue
+            votes = self._parse_votes(row[2:])
+            if usage == expected_usage and name == '':
+                continue  # no face, and no picture either
+            if (votes is None or usage != expected_usage or not name
+                    or name != osp.basename(name)):
+                raise self._annotation_error(
+                    path, number, lines[number - 1],
+                    (f'one of {list(USAGES.values())}, ' if repository else '')
+                    + 'a file name and ten numbers of votes, for '
+                    f'{", ".join(self.METAINFO["classes"])}, unknown and not '
+                    'a face')
+            yield name, votes
+
+    def _parse_votes(self, row: List[str]) -> Optional[np.ndarray]:
+        if len(row) != len(self.METAINFO['classes']) + 2:
+            return None
+        if not all(vote.strip().isdecimal() for vote in row):
+            return None
+        return np.array([int(vote) for vote in row])

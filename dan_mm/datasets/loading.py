@@ -1,0 +1,83 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+import io
+import warnings
+
+import mmcv
+import mmengine.fileio as fileio
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
+from mmpretrain.registry import TRANSFORMS
+from PIL import Image
+
+
+@TRANSFORMS.register_module()
+class LoadCheckedImage(LoadImageFromFile):
+    """Load a picture from a file, or say which file is broken and how.
+
+    :class:`mmcv.transforms.LoadImageFromFile` fills the missing part of a
+    truncated JPEG with grey and goes on. This one refuses, and turns grey,
+    palette, RGBA (the alpha channel is dropped) and 16-bit pictures into 8-bit
+    colour. EXIF orientation is applied.
+
+    **Required Keys:**
+
+    - img_path
+
+    **Modified Keys:**
+
+    - img: uint8 of shape (H, W, 3), BGR.
+    - img_shape
+    - ori_shape
+
+    Args:
+        backend_args (dict, optional): Arguments of MMEngine's file backend.
+            Defaults to None.
+    """
+
+    def __init__(self, backend_args: dict = None) -> None:
+        super().__init__(imdecode_backend='pillow', backend_args=backend_args)
+
+    def transform(self, results: dict) -> dict:
+        """Load the picture of ``results['img_path']``.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is empty, truncated or no picture.
+        """
+        path = results['img_path']
+        try:
+            content = fileio.get(path, backend_args=self.backend_args)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f'Found no picture {path}. Check `data_root` and the '
+                'annotation file.') from None
+        if not content:
+            raise ValueError(f'The picture {path} is an empty file of 0 bytes. '
+                             'Restore it from the data set, or remove it from '
+                             'the annotations.')
+        try:
+            with warnings.catch_warnings():
+                # A picture of 89 to 178 million pixels: refuse those, too.
+                warnings.simplefilter('error', Image.DecompressionBombWarning)
+                img = self._decode(content)
+        except Exception as error:
+            raise ValueError(
+                f'The picture {path} can not be decoded ({error}), expected a '
+                'whole image file. Restore it from the data set, or remove it '
+                'from the annotations.') from error
+        results['img'] = img
+        results['img_shape'] = img.shape[:2]
+        results['ori_shape'] = img.shape[:2]
+        return results
+
+    def _decode(self, content: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(content)) as picture:
+            # Pillow reads all of the data here, and fails if some is missing.
+            picture.load()
+            deep = picture.mode.startswith('I')
+        # Pillow clips 16-bit grey to 255 where OpenCV scales it.
+        return mmcv.imfrombytes(
+            content, backend='cv2' if deep else self.imdecode_backend)
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(backend_args={self.backend_args})'

@@ -1,0 +1,123 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+# Modified from
+# https://github.com/open-mmlab/mmpretrain/blob/main/tools/train.py
+import argparse
+import os
+import os.path as osp
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.runner import Runner
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Train a model')
+    parser.add_argument(
+        'config', help='train config file; a config is code and is executed')
+    parser.add_argument(
+        '--work-dir', help='the folder to save logs and checkpoints in')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        type=str,
+        const='auto',
+        help='resume from the given checkpoint, or without one from the latest '
+        'in the work folder')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='train with mixed precision; without an accelerator that is '
+        'bfloat16 on the CPU')
+    parser.add_argument(
+        '--no-validate',
+        action='store_true',
+        help='whether not to evaluate the checkpoint during training')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the actual batch size over that of '
+        'the recipe')
+    parser.add_argument(
+        '--no-pin-memory',
+        action='store_true',
+        help='whether to disable pin_memory in dataloaders')
+    parser.add_argument(
+        '--no-persistent-workers',
+        action='store_true',
+        help='whether to disable persistent_workers in dataloaders')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config with key=value pairs. A list is '
+        'key="[a,b]" or key=a,b; nested lists and tuples are allowed: '
+        'key="[(a,b),(c,d)]", with the quotation marks and without blanks')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher')
+    # torch.distributed.launch passes --local-rank, older ones --local_rank.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
+    """Merge the command line into the config."""
+    if args.no_validate:
+        cfg.val_cfg = None
+        cfg.val_dataloader = None
+        cfg.val_evaluator = None
+
+    cfg.launcher = args.launcher
+
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('./work_dirs',
+                                osp.splitext(osp.basename(args.config))[0])
+
+    if args.amp:
+        if get_device() == 'cpu':
+            cfg.optim_wrapper.type = 'CPUAmpOptimWrapper'
+        else:
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+            cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+
+    if args.auto_scale_lr:
+        cfg.auto_scale_lr.enable = True
+
+    for field in 'train_dataloader', 'val_dataloader', 'test_dataloader':
+        if cfg.get(field) is None:
+            continue
+        defaults = ConfigDict(
+            # Pinned memory is for the copy to an accelerator.
+            pin_memory=get_device() != 'cpu',
+            persistent_workers=cfg[field].get('num_workers', 0) > 0,
+            collate_fn=dict(type='default_collate'))
+        defaults.update(cfg[field])
+        cfg[field] = defaults
+        if args.no_pin_memory:
+            cfg[field].pin_memory = False
+        if args.no_persistent_workers:
+            cfg[field].persistent_workers = False
+
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    return cfg
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = merge_args(Config.fromfile(args.config), args)
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
