@@ -1,2 +1,45 @@
-from setuptools import setup
-setup(name='dan-mm', version='0.1.0', packages=['dan_mm'])
+# Copyright (c) dan_mm contributors. All rights reserved.
+import re
+from setuptools import find_packages, setup
+
+with open('dan_mm/version.py') as file:
+    version = re.search(r"__version__ = '(.+)'", file.read())[1]
+with open('README.md', encoding='utf-8') as file:
+    readme = file.read()
+
+setup(
+    name='dan-mm',
+    version=version,
+    description='DAN, facial expression recognition, as an MMPretrain plugin',
+    long_description=readme,
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    classifiers=[
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    packages=find_packages(include=['dan_mm', 'dan_mm.*']),
+    python_requires='>=3.10,<3.13',
+    install_requires=[
+        # Older ones can run code from weights-only files (CVE-2025-32434);
+        # mmcv's sources do not compile with newer ones.
+        'torch>=2.6,<2.13',
+        'torchvision',
+        'numpy',
+        'opencv-python',
+        'pillow',
+        'scikit-learn',
+        # the maintained forks of the OpenMMLab packages
+        'onedl-mmcv>=2.3.6,<2.4',
+        'onedl-mmengine>=0.10.12,<1',
+        'onedl-mmpretrain>=1.3.6,<2',
+    ],
+    extras_require=dict(
+        detection=['onedl-mmdetection>=3.5.1,<4'],
+        deploy=['onnx', 'onnxruntime'],
+        dev=['flake8', 'isort', 'pre-commit', 'pytest', 'yapf'],
+    ),
+)

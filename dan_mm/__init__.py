@@ -9,8 +9,8 @@ from .version import __version__
 # The packages' own versions are compared, not those of distributions: the
 # maintained forks and the upstream packages have the same modules.
 for module, minimum, maximum in ((mmengine, '0.10.0', '1.0.0'),
-                                 (mmcv, '2.0.0', '2.4.0'),
-                                 (mmpretrain, '1.2.0', '2.0.0')):
+                                 (mmcv, '2.0.0', '2.4.0'), (mmpretrain,
+                                                            '1.2.0', '2.0.0')):
     if not (digit_version(minimum) <= digit_version(module.__version__) <
             digit_version(maximum)):
         raise ImportError(
@@ -18,7 +18,7 @@ for module, minimum, maximum in ((mmengine, '0.10.0', '1.0.0'),
             f'>={minimum},<{maximum}. Install one with `pip install '
             f'"onedl-{module.__name__}>={minimum},<{maximum}"`.')
 
-from . import (  # noqa: E402, F401
-    checkpoint, datasets, engine, evaluation, models)
+# Importing them registers everything.
+from . import checkpoint, datasets, engine, evaluation, models  # isort: skip
 
 __all__ = ['__version__']

@@ -10,10 +10,12 @@ import os.path as osp
 import re
 import threading
 from contextlib import contextmanager
-from typing import Any, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional
 
+import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 
 
@@ -21,30 +23,36 @@ class CheckpointLoadError(RuntimeError):
     """A checkpoint is broken, or holds more than weights and plain data."""
 
 
-def _history_buffer_method(owner: Any, name: str) -> Any:
-    """Stand in for :func:`getattr` while a checkpoint is loaded.
+# MMEngine's own checkpoints hold these functions, as calls of `getattr`.
+FUNCTIONS = {
+    HistoryBuffer: ('min', 'max', 'mean', 'current'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
 
-    MMEngine's checkpoints hold the statistics methods of
-    :class:`~mmengine.logging.HistoryBuffer`, as calls of ``getattr``.
-    """
-    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
-        return getattr(owner, name)
-    raise CheckpointLoadError(
-        f'it reads the attribute {name!r} of {owner!r}')
+
+def _get_function(owner: Any, name: str) -> Callable:
+    """Stand in for :func:`getattr` while a checkpoint is loaded."""
+    for known, names in FUNCTIONS.items():
+        if owner is known and name in names:
+            return getattr(owner, name)
+    raise CheckpointLoadError(f'it reads {name!r} of {owner!r}')
 
 
 def _safe_globals() -> list:
-    import numpy as np
     core = np._core if hasattr(np, '_core') else np.core
+    arrays = core.multiarray._reconstruct, core.multiarray.scalar
     return [
-        HistoryBuffer, (_history_buffer_method, 'builtins.getattr'),
-        np.ndarray, np.dtype, core.multiarray._reconstruct,
-        (core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-        core.multiarray.scalar,
-        (core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
-        *(type(np.dtype(kind)) for kind in (
-            np.bool_, np.uint8, np.int32, np.int64, np.uint32, np.float32,
-            np.float64))
+        *FUNCTIONS,
+        (_get_function, 'builtins.getattr'),
+        np.ndarray,
+        np.dtype,
+        *arrays,
+        # the names that NumPy 1 writes
+        *((function, f'numpy.core.multiarray.{function.__name__}')
+          for function in arrays),
+        *(type(np.dtype(kind))
+          for kind in (np.bool_, np.uint8, np.uint32, np.int32, np.int64,
+                       np.float32, np.float64)),
     ]
 
 
@@ -64,9 +72,14 @@ def weights_only() -> Iterator[None]:
     def load(file, *args, **kwargs):
         kwargs.pop('pickle_module', None)
         kwargs['weights_only'] = True
+        allowed = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        # MMEngine allows `getattr`, with which a checkpoint reads anything.
+        torch.serialization.add_safe_globals(
+            [item
+             for item in allowed if item is not getattr] + _safe_globals())
         try:
-            with torch.serialization.safe_globals(_safe_globals()):
-                return torch_load(file, *args, **kwargs)
+            return torch_load(file, *args, **kwargs)
         except (OSError, MemoryError):
             raise
         except Exception as error:
@@ -78,10 +91,13 @@ def weights_only() -> Iterator[None]:
             elif not str(error).startswith('Weights only load failed'):
                 found = str(error).split('\n')[0]
             raise CheckpointLoadError(
-                f'The checkpoint {file} can not be loaded: {found}. Expected a '
-                'whole file that `torch.save` made of weights and plain data. '
-                'Nothing else is loaded, since it could run code: get the '
-                'file again from its author, as weights only.') from None
+                f'The checkpoint {file} can not be loaded: {found}. Expected '
+                'a whole file that `torch.save` made of weights and plain '
+                'data. Nothing else is loaded, since it could run code: get '
+                'the file again from its author, as weights only.') from None
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(allowed)
 
     with _lock:
         torch.load = load
@@ -133,8 +149,8 @@ def load_checkpoint(cls,
             f'Found no checkpoint {filename}. {hint}') from error
     if isinstance(checkpoint, dict):
         hub = checkpoint.get('message_hub')
-        for holder in (checkpoint.get('meta'),
-                       isinstance(hub, dict) and hub.get('runtime_info')):
+        for holder in (checkpoint.get('meta'), isinstance(hub, dict)
+                       and hub.get('runtime_info')):
             if isinstance(holder, dict):
                 holder.pop('config', None)
                 holder.pop('cfg', None)

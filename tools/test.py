@@ -75,8 +75,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out is None and args.out_item is not None:
         parser.error('--out-item needs --out, the file to write to')
-    if args.out and args.out_item != 'metrics' and not args.out.endswith(
-            ('.pkl', '.pickle')):
+    is_pickle = args.out and args.out.endswith(('.pkl', '.pickle'))
+    if args.out and args.out_item != 'metrics' and not is_pickle:
         parser.error(f'--out got {args.out}, expected a .pkl file for '
                      'predictions; use `--out-item metrics` for metrics')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

@@ -21,8 +21,8 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         type=str,
         const='auto',
-        help='resume from the given checkpoint, or without one from the latest '
-        'in the work folder')
+        help='resume from the given checkpoint, or without one from the '
+        'latest in the work folder')
     parser.add_argument(
         '--amp',
         action='store_true',

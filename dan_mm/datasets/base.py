@@ -95,10 +95,10 @@ class FERDataset(BaseDataset):
         expected = self.OFFICIAL_COUNTS[split]
         if expected is not None and len(data_list) != expected:
             warnings.warn(
-                f'{name} found {len(data_list)} pictures in the official split '
-                f'{split!r} of {self.data_root}, expected {expected}. Results '
-                'do not compare with published ones; check that the data set '
-                'is complete.')
+                f'{name} found {len(data_list)} pictures in the official '
+                f'split {split!r} of {self.data_root}, expected {expected}. '
+                'Results do not compare with published ones; check that the '
+                'data set is complete.')
         if held_out:
             data_list = self._take_part(data_list)
         return data_list
@@ -115,8 +115,8 @@ class FERDataset(BaseDataset):
             raise ValueError(
                 f'{type(self).__name__} can not take val_split='
                 f'{self.val_split} of {len(data_list)} pictures with the same '
-                f'share of each class: {error} Set another `val_split`, or add '
-                'pictures.') from error
+                f'share of each class: {error} Set another `val_split`, or '
+                'add pictures.') from error
         part = parts[0] if self.split == 'train' else parts[1]
         return [data_list[i] for i in sorted(part)]
 
@@ -146,18 +146,20 @@ class FERDataset(BaseDataset):
         except FileNotFoundError:
             raise FileNotFoundError(
                 f'{type(self).__name__} found no annotation file '
-                f'{osp.abspath(path)}. Check `data_root`: README\'s section on '
-                'data sets shows the layout.') from None
+                f'{osp.abspath(path)}. Check `data_root`: README\'s section '
+                'on data sets shows the layout.') from None
 
     def _annotation_error(self, path: str, line: int, found: str,
-                     expected: str) -> ValueError:
+                          expected: str) -> ValueError:
         return ValueError(
             f'{type(self).__name__}: line {line} of {path} is {found!r}, '
             f'expected {expected}. Restore the annotations from the data set.')
 
     def extra_repr(self) -> List[str]:
         """The extra repr information of the dataset."""
-        body = [f'Root of dataset: \t{self.data_root}', f'Split: \t{self.split}']
+        body = [
+            f'Root of dataset: \t{self.data_root}', f'Split: \t{self.split}'
+        ]
         if self.val_split:
             body.append(f'Validation share: \t{self.val_split} of train, '
                         f'seed {self.val_seed}')

@@ -52,9 +52,10 @@ class LoadCheckedImage(LoadImageFromFile):
                 f'Found no picture {path}. Check `data_root` and the '
                 'annotation file.') from None
         if not content:
-            raise ValueError(f'The picture {path} is an empty file of 0 bytes. '
-                             'Restore it from the data set, or remove it from '
-                             'the annotations.')
+            raise ValueError(
+                f'The picture {path} is an empty file of 0 bytes. '
+                'Restore it from the data set, or remove it from '
+                'the annotations.')
         try:
             with warnings.catch_warnings():
                 # A picture of 89 to 178 million pixels: refuse those, too.

@@ -12,7 +12,8 @@ LINE = re.compile(r'((train|test)_\d+)\.jpg ([1-7])')
 
 @DATASETS.register_module()
 class RAFDB(FERDataset):
-    """The basic expressions of `RAF-DB <http://www.whdeld.cn/raf/model1.html>`_.
+    """The basic expressions of `RAF-DB
+    <http://www.whdeld.cn/raf/model1.html>`_.
 
     The folder has the official layout: ::
 

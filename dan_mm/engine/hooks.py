@@ -1,4 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+import re
+
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
@@ -7,8 +9,8 @@ from mmpretrain.registry import HOOKS
 
 @HOOKS.register_module()
 class CheckpointFitHook(Hook):
-    """Refuse a checkpoint that does not have all the weights that the model
-    predicts with.
+    """Refuse a checkpoint whose weights are not those that the model predicts
+    with.
 
     MMEngine loads what fits, logs the rest and goes on with random weights.
     That is wanted where training starts from other weights, never where a
@@ -23,22 +25,28 @@ class CheckpointFitHook(Hook):
             checkpoint (dict): The loaded checkpoint.
 
         Raises:
-            ValueError: If a weight is missing or has another shape.
+            ValueError: If a weight is missing, left over or of another shape.
         """
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        found = checkpoint.get('state_dict', checkpoint)
-        problems = []
-        for key, value in model.state_dict().items():
-            if key.startswith('head.loss_'):
-                continue  # class centres are for training only
-            if key not in found:
-                problems.append(f'{key} is missing')
-            elif found[key].shape != value.shape:
-                problems.append(f'{key} has the shape '
-                                f'{tuple(found[key].shape)}, expected '
-                                f'{tuple(value.shape)}')
+        weights = {
+            re.sub(r'^module\.', '', key): value
+            for key, value in checkpoint.get('state_dict', checkpoint).items()
+        }
+        try:
+            # It raises where a weight has another shape.
+            keys = model.load_state_dict(weights, strict=False)
+            problems = [f'{key} is missing' for key in keys.missing_keys
+                        ] + [f'{key} is left over'
+                             for key in keys.unexpected_keys]  # yapf: disable
+            # The class centres are for training only.
+            problems = [
+                problem for problem in problems
+                if not problem.startswith('head.loss_')
+            ]
+        except RuntimeError as error:
+            problems = [line.strip() for line in str(error).split('\n')[1:]]
         if problems:
             more = f' and {len(problems) - 3} more' if problems[3:] else ''
             raise ValueError(

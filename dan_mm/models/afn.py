@@ -171,8 +171,8 @@ class AFN(ClsHead):
             target = torch.stack([sample.gt_score for sample in data_samples])
             if target.size(1) != self.num_classes:
                 raise ValueError(
-                    f'AFN got soft targets of {target.size(1)} classes and has '
-                    f'num_classes={self.num_classes}. Set '
+                    f'AFN got soft targets of {target.size(1)} classes and '
+                    f'has num_classes={self.num_classes}. Set '
                     '`model.head.num_classes` to the number of classes of the '
                     'data set.')
             return target
@@ -181,8 +181,8 @@ class AFN(ClsHead):
             raise ValueError(
                 f'AFN got the labels {sorted(set(target.tolist()))}, expected '
                 f'labels from 0 to {self.num_classes - 1}. Set '
-                '`model.head.num_classes` to the number of classes of the data '
-                'set.')
+                '`model.head.num_classes` to the number of classes of the '
+                'data set.')
         return target
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
@@ -193,9 +193,9 @@ class AFN(ClsHead):
             raise ValueError(
                 f'The classifier of the checkpoint has {weight.shape[0]} '
                 f'classes and {weight.shape[1]} channels, that of the model '
-                f'{self.num_classes} and {self.in_channels}. Use a config with '
-                'the classes and the backbone that the checkpoint was trained '
-                'with, or load only its backbone: `model.backbone.init_cfg='
-                "dict(type='Pretrained', checkpoint=..., "
-                "prefix='backbone')`.")
+                f'{self.num_classes} and {self.in_channels}. Use a config '
+                'with the classes and the backbone that the checkpoint was '
+                'trained with, or load only its backbone, by '
+                "`init_cfg=dict(type='Pretrained', checkpoint=..., "
+                "prefix='backbone')` in `model.backbone`.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,6 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import math
-from typing import Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -20,8 +20,7 @@ def refuse_batch_of_one(norm: nn.Module, batch_size: int, owner: str) -> None:
         ValueError: If ``norm`` would take its statistics from one sample.
     """
     # SyncBatchNorm counts the samples of all processes: not our business.
-    if batch_size == 1 and norm.training and isinstance(
-            norm, nn.BatchNorm1d):
+    if batch_size == 1 and norm.training and isinstance(norm, nn.BatchNorm1d):
         raise ValueError(
             f'{owner} got a training batch of 1 picture, expected at least 2: '
             'its BatchNorm takes statistics over the batch. Raise '
@@ -69,7 +68,9 @@ class SpatialAttention(nn.Module):
         y = torch.relu(self.conv3x3(y) + self.conv1x3(y) + self.conv3x1(y))
         # Hundreds of channels are added: half precision loses digits here.
         return y.sum(
-            dim=1, keepdim=True, dtype=torch.promote_types(y.dtype, torch.float32))
+            dim=1,
+            keepdim=True,
+            dtype=torch.promote_types(y.dtype, torch.float32))
 
 
 class ChannelAttention(nn.Sequential):
@@ -141,28 +142,25 @@ class MAN(BaseModule):
         torch.Size([2, 4, 7, 7])
     """
 
-    def __init__(self,
-                 in_channels: int,
-                 num_heads: int = 4,
-                 in_index: int = -1,
-                 num_extra_tokens: int = 0,
-                 feat_size: Optional[Tuple[int, int]] = None,
-                 init_cfg: Union[dict, Sequence[dict], None] = (
-                     dict(type='Kaiming', layer='Conv2d'),
-                     dict(type='Normal', layer='Linear', std=0.001),
-                     dict(
-                         type='Constant',
-                         layer=['BatchNorm1d', 'BatchNorm2d'],
-                         val=1),
-                 )) -> None:
-        if isinstance(init_cfg, tuple):
-            init_cfg = list(init_cfg)
+    def __init__(
+        self,
+        in_channels: int,
+        num_heads: int = 4,
+        in_index: int = -1,
+        num_extra_tokens: int = 0,
+        feat_size: Optional[Tuple[int, int]] = None,
+        init_cfg: Union[dict, List[dict], None] = [
+            dict(type='Kaiming', layer='Conv2d'),
+            dict(type='Normal', layer='Linear', std=0.001),
+            dict(type='Constant', layer=['BatchNorm1d', 'BatchNorm2d'], val=1),
+        ]
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         if in_channels < 16:
             raise ValueError(
                 f'MAN got in_channels={in_channels}, expected at least 16: '
-                'its channel unit works on a sixteenth of them. Choose a wider '
-                'stage of the backbone with `in_index`.')
+                'its channel unit works on a sixteenth of them. Choose a '
+                'wider stage of the backbone with `in_index`.')
         if num_heads < 1:
             raise ValueError(f'MAN got num_heads={num_heads}, expected at '
                              'least 1.')
@@ -230,8 +228,8 @@ class MAN(BaseModule):
         return torch.cat([head.spatial(x) for head in self.heads], dim=1)
 
     def _to_map(
-        self, feats: Union[torch.Tensor,
-                           Sequence[torch.Tensor]]) -> torch.Tensor:
+            self, feats: Union[torch.Tensor,
+                               Sequence[torch.Tensor]]) -> torch.Tensor:
         """Pick the backbone's output and bring it to ``(B, C, H, W)``."""
         if isinstance(feats, (tuple, list)):
             if not -len(feats) <= self.in_index < len(feats):
@@ -243,8 +241,8 @@ class MAN(BaseModule):
         if not isinstance(feats, torch.Tensor):
             raise ValueError(
                 f'MAN got {type(feats).__name__} as the output of the '
-                'backbone, expected a tensor. Choose an output of the backbone '
-                "that is one, with `neck.in_index` or the backbone's "
+                'backbone, expected a tensor. Choose an output of the '
+                "backbone that is one, with `neck.in_index` or the backbone's "
                 '`out_type`.')
         shape = tuple(feats.shape)
         channels = self.in_channels
@@ -257,8 +255,8 @@ class MAN(BaseModule):
         raise ValueError(
             f'MAN got features of shape {shape} from the backbone and '
             f'in_channels={channels}, expected (B, {channels}, H, W), '
-            f'(B, L, {channels}) or (B, {channels}). Set `neck.in_channels` to '
-            "the number of channels, or choose another output with "
+            f'(B, L, {channels}) or (B, {channels}). Set `neck.in_channels` '
+            "to the number of channels, or choose another output with "
             "`neck.in_index` or the backbone's `out_type`.")
 
     def _tokens_to_map(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -276,8 +274,8 @@ class MAN(BaseModule):
                 f'MAN got {length} tokens of shape {tuple(tokens.shape)}, '
                 f'{self.num_extra_tokens} of them extra, expected {expected} '
                 'patch tokens. Set `neck.num_extra_tokens` to the number of '
-                "class and distillation tokens, and `neck.feat_size=(H, W)` if "
-                'the map is not square.')
+                "class and distillation tokens, and `neck.feat_size=(H, W)` "
+                'if the map is not square.')
         tokens = tokens[:, self.num_extra_tokens:]
         return tokens.transpose(1, 2).reshape(batch_size, channels, height,
                                               width)

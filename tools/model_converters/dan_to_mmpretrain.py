@@ -12,7 +12,7 @@ from mmpretrain.registry import MODELS
 
 # It closes unsafe loading, too.
 from dan_mm.checkpoint import CheckpointLoadError
-from dan_mm.datasets import FERPlus, RAFDB
+from dan_mm.datasets import RAFDB, FERPlus
 
 AFFECTNET = ('neutral', 'happiness', 'sadness', 'surprise', 'fear', 'disgust',
              'anger', 'contempt')
@@ -105,8 +105,8 @@ def convert(checkpoint: Dict, path: str) -> Dict:
     if not isinstance(source, dict) or not all(
             isinstance(value, torch.Tensor) for value in source.values()):
         found = (
-            sorted(map(str, checkpoint)) if isinstance(checkpoint, dict) else
-            type(checkpoint).__name__)
+            sorted(map(str, checkpoint))
+            if isinstance(checkpoint, dict) else type(checkpoint).__name__)
         raise SystemExit(
             f'{path} holds {found}, expected the original DAN\'s '
             "'model_state_dict', or 'state_dict' with the weights of its "
@@ -123,8 +123,7 @@ def convert(checkpoint: Dict, path: str) -> Dict:
         }
         return rename(backbone, weights, names, path)
 
-    heads = {match[0] for match in map(re.compile(r'cat_head\d+').match, source)
-             if match}  # yapf: disable
+    heads = {key.split('.')[0] for key in source if key.startswith('cat_head')}
     num_classes = len(source['fc.weight']) if 'fc.weight' in source else 7
     centers = source.get('centers')
     if centers is not None and len(centers) == num_classes + 1:

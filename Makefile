@@ -1,0 +1,44 @@
+# `make test` takes a bare machine to a green test suite. README.md has the
+# same as plain pip commands.
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := torch==2.12.1 torchvision==0.27.1
+MMCV := onedl-mmcv==2.3.6
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# All cores: mmcv would use a part of them.
+export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help env lint test clean
+
+help:
+	@echo 'make env    the environment .venv, with mmcv and its compiled ops'
+	@echo 'make test   that, the linters and the tests'
+	@echo 'make lint   the linters alone'
+	@echo 'make clean  remove .venv'
+
+env: .venv/ready
+
+.venv/ready: setup.py Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Found Python {v[0]}.{v[1]}, expected 3.10, 3.11 or 3.12. Install one and run: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@command -v $${CXX:-c++} >/dev/null || { echo 'Found no C++ compiler, expected one to build the ops of mmcv. Install it, for example with: apt-get install build-essential'; exit 1; }
+	@# An environment made by an interrupted run is completed, not made anew.
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --upgrade pip 'setuptools<82' wheel ninja
+	$(BIN)/python -m pip install $(TORCH)
+	@# In isolation from torch, or from the cache of such a build, mmcv comes
+	@# without ops and says nothing.
+	$(BIN)/python -c 'import torch, mmcv._ext' 2>/dev/null || { \
+		echo 'Building mmcv with its ops: 10 to 40 minutes on 2 cores.'; \
+		$(BIN)/python -m pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps $(MMCV); }
+	$(BIN)/python -m pip install -e '.[detection,dev]'
+	@$(BIN)/python -c 'import torch, mmcv._ext' || { echo 'Found an mmcv without compiled ops, expected one with them. Remove .venv and run make again; the log above shows why the build left them out.'; exit 1; }
+	@touch $@
+
+lint: env
+	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files --show-diff-on-failure
+
+test: env lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,84 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+import csv
+import os.path as osp
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.registry import DefaultScope
+
+import dan_mm  # noqa: F401
+
+ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
+SHARED = osp.join(osp.dirname(ROOT), 'shared')
+
+
+def shared(*parts: str) -> str:
+    """The path of a file that is not in the repository; the test is skipped
+    where it is missing."""
+    path = osp.join(SHARED, *parts)
+    if not osp.exists(path):
+        pytest.skip(f'needs {osp.join("../shared", *parts)}')
+    return path
+
+
+@pytest.fixture(autouse=True)
+def mmpretrain_scope():
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
+
+
+def draw_face(seed: int, size: int = 48) -> np.ndarray:
+    """A picture to load where there is no real one: uint8 (size, size)."""
+    rng = np.random.default_rng(seed)
+    picture = np.full((size, size), 90 + seed % 80, np.uint8)
+    unit = size // 12
+    cv2.ellipse(picture, (size // 2, size // 2), (4 * unit, 5 * unit), 0, 0,
+                360, 200, -1)
+    for x in (4, 8):
+        cv2.circle(picture, (x * unit, 5 * unit), unit // 2, 30, -1)
+    cv2.ellipse(picture, (size // 2, 8 * unit), (2 * unit, unit), 0, 0,
+                180 if seed % 2 else -180, 40, 2)
+    noise = rng.integers(-8, 8, picture.shape)
+    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope='session')
+def ferplus_root(tmp_path_factory) -> str:
+    """A small FER+ in the official layout: 160 training and 40 validation
+    pictures, real ones where they are at hand."""
+    root = tmp_path_factory.mktemp('ferplus')
+    archive = osp.join(SHARED, 'data', 'ferplus_train_valid.zip')
+    header = ('Usage,Image name,neutral,happiness,surprise,sadness,anger,'
+              'disgust,fear,contempt,unknown,NF').split(',')
+    rows = []
+    if osp.exists(archive):
+        with zipfile.ZipFile(archive) as file:
+            votes = file.read('ferplus/fer2013new.csv').decode().splitlines()
+            for usage, folder, number in (('Training', 'FER2013Train', 160),
+                                          ('PublicTest', 'FER2013Valid', 40)):
+                (root / folder).mkdir()
+                # Happiness and surprise with many votes, so that a few
+                # pictures are enough for each class.
+                picked = [
+                    row for row in csv.reader(votes) if row[0] == usage
+                    and row[1] and max(map(int, row[3:5])) >= 8
+                ][:number]
+                for row in picked:
+                    content = file.read(f'ferplus/{folder}/{row[1]}')
+                    (root / folder / row[1]).write_bytes(content)
+                rows += picked
+    else:
+        for usage, folder, number in (('Training', 'FER2013Train', 160),
+                                      ('PublicTest', 'FER2013Valid', 40)):
+            (root / folder).mkdir()
+            for i in range(number):
+                name = f'fer{len(rows):07d}.png'
+                cv2.imwrite(str(root / folder / name), draw_face(i))
+                votes = [0] * 10
+                votes[1 + i % 2] = 10
+                rows.append([usage, name, *votes])
+    with open(root / 'fer2013new.csv', 'w', newline='') as file:
+        csv.writer(file).writerows([header, *rows])
+    return str(root)

@@ -1,0 +1,227 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Training, resuming and testing, as a user runs them."""
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.engine import CheckpointFitHook
+
+
+def run(tool, *arguments):
+    """Run a tool in a process of its own and get what it printed."""
+    process = subprocess.run(
+        [sys.executable, f'{ROOT}/tools/{tool}.py', *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT)
+    return process.returncode, process.stdout
+
+
+def small(root, method='dan'):
+    """The FER+ recipe on a few pictures, as overrides of the config."""
+    options = {}
+    for phase, number in ('train', 40), ('val', 16), ('test', 16):
+        options.update({
+            f'{phase}_dataloader.num_workers': 0,
+            f'{phase}_dataloader.persistent_workers': False,
+            f'{phase}_dataloader.batch_size': 8,
+            f'{phase}_dataloader.dataset.data_root': str(root),
+            f'{phase}_dataloader.dataset.indices': number
+        })
+    return options
+
+
+def runner(root, work_dir, method='dan', **options):
+    cfg = Config.fromfile(f'{ROOT}/configs/{method}_ferplus.py')
+    cfg.work_dir = str(work_dir)
+    cfg.merge_from_dict({
+        **small(root),
+        **{
+            key.replace('__', '.'): value
+            for key, value in options.items()
+        }
+    })
+    return Runner.from_cfg(cfg)
+
+
+@pytest.fixture(scope='module')
+def trained(ferplus_root, tmp_path_factory):
+    """The work folder of DAN, trained for one epoch by tools/train.py, and
+    the overrides of the config."""
+    work_dir = tmp_path_factory.mktemp('work')
+    options = [f'{key}={value}' for key, value in small(ferplus_root).items()]
+    code, output = run('train', 'configs/dan_ferplus.py', '--work-dir',
+                       work_dir, '--amp', '--cfg-options', *options,
+                       'train_cfg.max_epochs=1', 'randomness.seed=0')
+    assert code == 0, output
+    assert 'accuracy/top1' in output and 'accuracy/balanced' in output
+    return work_dir, options
+
+
+@pytest.mark.slow
+def test_train_resume_and_test(trained, tmp_path):
+    work_dir, options = trained
+    shutil.copytree(work_dir, tmp_path, dirs_exist_ok=True)
+    code, output = run('train', 'configs/dan_ferplus.py', '--work-dir',
+                       tmp_path, '--resume', '--cfg-options', *options,
+                       'train_cfg.max_epochs=2')
+    assert code == 0, output
+    assert 'resumed epoch: 1' in output
+    assert 'Epoch(train) [2]' in output and 'Epoch(train) [1]' not in output
+
+    metrics, results = tmp_path / 'metrics.json', {}
+    for extra in [], ['--tta'], ['--amp']:
+        code, output = run('test', 'configs/dan_ferplus.py',
+                           tmp_path / 'epoch_2.pth', '--work-dir', tmp_path,
+                           '--out', metrics, '--out-item', 'metrics', *extra,
+                           '--cfg-options', *options)
+        assert code == 0, output
+        results[tuple(extra)] = json.loads(metrics.read_text())
+        assert set(
+            results[tuple(extra)]) == {'accuracy/top1', 'accuracy/balanced'}
+
+    code, output = run('test', 'configs/dan_ferplus.py',
+                       tmp_path / 'epoch_2.pth', '--work-dir', tmp_path,
+                       '--out', tmp_path / 'predictions.pkl', '--cfg-options',
+                       *options)
+    assert code == 0, output
+    with open(tmp_path / 'predictions.pkl', 'rb') as file:
+        predictions = pickle.load(file)
+    assert len(predictions) == 16
+    assert np.isclose(predictions[0]['pred_score'].sum(), 1)
+    hits = [item['pred_label'] == item['gt_label'] for item in predictions]
+    assert np.isclose(100 * np.mean(hits), results[()]['accuracy/top1'])
+
+
+def test_checkpoints_carry_centres_and_class_names(trained):
+    checkpoint = torch.load(trained[0] / 'epoch_1.pth', weights_only=False)
+    weights = checkpoint['state_dict']
+    assert weights['head.loss_affinity.centers'].shape == (8, 512)
+    assert checkpoint['meta']['dataset_meta']['classes'][1] == 'happiness'
+    # The optimiser has them, too.
+    states = checkpoint['optimizer']['state'].values()
+    assert any(state['exp_avg'].shape == (8, 512) for state in states)
+
+
+@pytest.mark.parametrize('method, options, message', [
+    ('dan', dict(model__neck__num_heads=2), '4 attention heads.*the model has '
+     '2'),
+    ('dan', dict(model__head__num_classes=7), '8 classes.*7'),
+    ('resnet18', {}, 'does not fit .*neck.heads.* is left over.*Test it with'),
+])
+def test_a_checkpoint_of_another_model_is_refused(trained, ferplus_root,
+                                                  tmp_path, method, options,
+                                                  message):
+    other = runner(
+        ferplus_root,
+        tmp_path,
+        method,
+        load_from=str(trained[0] / 'epoch_1.pth'),
+        **options)
+    other.register_hook(CheckpointFitHook())
+    with pytest.raises(ValueError, match=message):
+        other.test()
+
+
+def test_the_fit_of_a_converted_checkpoint_needs_no_centres(
+        trained, ferplus_root, tmp_path):
+    weights = torch.load(
+        trained[0] / 'epoch_1.pth', weights_only=False)['state_dict']
+    del weights['head.loss_affinity.centers']
+    torch.save(dict(state_dict=weights), tmp_path / 'converted.pth')
+    same = runner(
+        ferplus_root,
+        tmp_path,
+        load_from=str(tmp_path / 'converted.pth'),
+        test_dataloader__dataset__indices=4)
+    same.register_hook(CheckpointFitHook())
+    assert 'accuracy/top1' in same.test()
+
+
+def test_resuming_runs_nothing_of_a_checkpoint(trained, ferplus_root,
+                                               tmp_path):
+
+    class Attack:
+
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'ran'), )
+
+    checkpoint = torch.load(trained[0] / 'epoch_1.pth', weights_only=False)
+    attack = f'__import__("os").mkdir("{tmp_path}/ran")'
+    checkpoint['meta']['config'] = f'x = {attack}'
+    torch.save(checkpoint, tmp_path / 'config.pth')
+    resumed = runner(
+        ferplus_root,
+        tmp_path / 'work',
+        resume=True,
+        load_from=str(tmp_path / 'config.pth'),
+        train_cfg__max_epochs=1)
+    resumed.train()
+    assert resumed.epoch == 1
+
+    checkpoint['meta']['attack'] = Attack()
+    torch.save(checkpoint, tmp_path / 'pickle.pth')
+    resumed = runner(
+        ferplus_root,
+        tmp_path / 'work',
+        resume=True,
+        load_from=str(tmp_path / 'pickle.pth'))
+    with pytest.raises(CheckpointLoadError, match='refers to the code'):
+        resumed.train()
+    assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('method', ['dan', 'resnet18'])
+def test_a_wrong_number_of_classes_is_refused(ferplus_root, tmp_path, method):
+    wrong = runner(ferplus_root, tmp_path, method, model__head__num_classes=7)
+    with pytest.raises((ValueError, AssertionError), match=r'num_classes. .7'):
+        wrong.train()
+
+
+def test_a_batch_of_one_is_refused(ferplus_root, tmp_path):
+    one = runner(ferplus_root, tmp_path, train_dataloader__batch_size=1)
+    with pytest.raises(ValueError, match='training batch of 1.*drop_last'):
+        one.train()
+
+
+def test_missing_data_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no folder .*/nowhere'):
+        runner(tmp_path / 'nowhere', tmp_path).train()
+
+
+@pytest.mark.parametrize('content, message',
+                         [(b'', 'is an empty file'),
+                          (b'\x89PNG\r\n\x1a\n', 'can not be decoded')])
+def test_a_broken_picture_is_named(ferplus_root, tmp_path, content, message):
+    root = shutil.copytree(ferplus_root, tmp_path / 'ferplus')
+    for path in (root / 'FER2013Train').glob('*.png'):
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f'fer[0-9]+.png {message}'):
+        runner(root, tmp_path / 'work').train()
+
+
+def test_missing_pretrained_weights_are_explained(ferplus_root, tmp_path):
+    start = runner(
+        ferplus_root,
+        tmp_path,
+        model__backbone__init_cfg=dict(
+            type='Pretrained',
+            checkpoint='nowhere/resnet18_msceleb.pth',
+            prefix='backbone'))
+    with pytest.raises(
+            FileNotFoundError,
+            match='github.com/yaoing/DAN.*dan_to_mmpretrain.py.*'
+            'resnet18_8xb32_in1k.*model.backbone.init_cfg=None'):
+        start.train()
