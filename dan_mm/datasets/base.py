@@ -141,7 +141,7 @@ class FERDataset(BaseDataset):
     def _read_lines(self, path: str) -> List[str]:
         """Read the lines of an annotation file."""
         try:
-            with open(path, encoding='utf-8') as file:
+            with open(path, encoding='utf-8-sig') as file:
                 return file.read().splitlines()
         except FileNotFoundError:
             raise FileNotFoundError(

@@ -87,21 +87,18 @@ class FERPlus(FERDataset):
         repository = osp.isfile(path)
         if not repository:
             path = osp.join(self.data_root, FOLDERS[split], 'label.csv')
-        expected_usage = USAGES[split] if repository else None
-        other_usages = set(USAGES.values()) - {expected_usage}
         lines = self._read_lines(path)
-        # 'Training,fer0000000.png,4,0,...' after a header, or
-        # 'fer0000000.png,"(0, 0, 48, 48)",4,0,...'.
         for number, row in enumerate(csv.reader(lines), 1):
-            if not row or (repository and number == 1):
+            if not row:
                 continue
-            usage, name = (row + [None])[:2] if repository else (None, row[0])
-            if usage in other_usages:
+            if repository:  # Training,fer0000000.png,4,0,0,1,3,2,0,0,0,0
+                usage, name, *votes = [*row, ''] if len(row) == 1 else row
+            else:  # fer0000000.png,"(0, 0, 48, 48)",4,0,0,1,3,2,0,0,0,0
+                usage, name, votes = USAGES[split], row[0], row[2:]
+            if usage == 'Usage':  # the header
                 continue
-            votes = self._parse_votes(row[2:])
-            if usage == expected_usage and name == '':
-                continue  # no face, and no picture either
-            if (votes is None or usage != expected_usage or not name
+            votes = self._parse_votes(votes)
+            if (usage not in USAGES.values() or votes is None
                     or name != osp.basename(name)):
                 raise self._annotation_error(
                     path, number, lines[number - 1],
@@ -109,7 +106,9 @@ class FERPlus(FERDataset):
                     + 'a file name and ten numbers of votes, for '
                     f'{", ".join(self.METAINFO["classes"])}, unknown and not '
                     'a face')
-            yield name, votes
+            # Where all raters saw no face, there is no picture either.
+            if usage == USAGES[split] and name:
+                yield name, votes
 
     def _parse_votes(self, row: List[str]) -> Optional[np.ndarray]:
         if len(row) != len(self.METAINFO['classes']) + 2:

@@ -35,7 +35,7 @@ class LoadCheckedImage(LoadImageFromFile):
     """
 
     def __init__(self, backend_args: dict = None) -> None:
-        super().__init__(imdecode_backend='pillow', backend_args=backend_args)
+        super().__init__(backend_args=backend_args)
 
     def transform(self, results: dict) -> dict:
         """Load the picture of ``results['img_path']``.
@@ -73,12 +73,12 @@ class LoadCheckedImage(LoadImageFromFile):
 
     def _decode(self, content: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as picture:
-            # Pillow reads all of the data here, and fails if some is missing.
-            picture.load()
-            deep = picture.mode.startswith('I')
-        # Pillow clips 16-bit grey to 255 where OpenCV scales it.
-        return mmcv.imfrombytes(
-            content, backend='cv2' if deep else self.imdecode_backend)
+            # Of 16-bit grey mmcv's Pillow backend keeps what is below 256, and
+            # it puts transparent grey on a coloured canvas.
+            opencv = picture.mode.startswith('I') or picture.mode == 'LA'
+            if opencv:
+                picture.load()  # fails if a part of the data is missing
+        return mmcv.imfrombytes(content, backend='cv2' if opencv else 'pillow')
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(backend_args={self.backend_args})'

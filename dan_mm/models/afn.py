@@ -59,6 +59,9 @@ class AFN(ClsHead):
             topk=(topk, ) if isinstance(topk, int) else topk,
             cal_acc=cal_acc,
             init_cfg=init_cfg)
+        if num_classes < 2:
+            raise ValueError(f'AFN got num_classes={num_classes}, expected at '
+                             'least 2.')
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.fc = nn.Linear(in_channels, num_classes)

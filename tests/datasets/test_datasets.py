@@ -132,7 +132,7 @@ def test_ferplus_majority_and_votes(tmp_path):
     (tmp_path / 'FER2013Train').mkdir()
     with open(tmp_path / 'fer2013new.csv', 'w', newline='') as file:
         writer = csv.writer(file)
-        writer.writerow(['header'] * 12)
+        writer.writerow(['Usage'] * 12)
         writer.writerow(['Training', '', *[0] * 9, 10])  # no face, no picture
         for i, votes in enumerate(cases):
             writer.writerow(['Training', f'fer{i}.png', *votes])
@@ -164,7 +164,7 @@ def test_ferplus_splits(ferplus_root, tmp_path):
     # The private test set is not in this copy.
     with pytest.warns(UserWarning, match="found 1 .*'train'.*expected 25060"):
         path = tmp_path / 'fer2013new.csv'
-        path.write_text('header\nTraining,a.png,10' + ',0' * 9 +
+        path.write_text('\ufeffUsage\nTraining,a.png,10' + ',0' * 9 +
                         '\nPrivateTest,x.png,10' + ',0' * 9)
         (tmp_path / 'FER2013Train').mkdir()
         (tmp_path / 'FER2013Train' / 'a.png').touch()
@@ -179,7 +179,7 @@ def test_ferplus_splits(ferplus_root, tmp_path):
     'Trainnig,fer0.png' + ',1' * 10, 'Training'
 ])
 def test_ferplus_refuses_unknown_annotations(tmp_path, row):
-    (tmp_path / 'fer2013new.csv').write_text(f'header\n{row}\n')
+    (tmp_path / 'fer2013new.csv').write_text(f'Usage\n{row}\n')
     with pytest.raises(
             ValueError, match='line 2 of .*fer2013new.csv.*expecte'):
         FERPlus(str(tmp_path))

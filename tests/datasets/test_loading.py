@@ -35,12 +35,13 @@ def test_grey_alpha_palette_and_16_bit_become_8_bit_colour(load, tmp_path):
     Image.fromarray(grey).save(tmp_path / 'grey.png')
     Image.fromarray(np.dstack([expected,
                                255 - grey])).save(tmp_path / 'rgba.png')
+    Image.fromarray(np.dstack([grey, 255 - grey])).save(tmp_path / 'la.png')
     cv2.imwrite(str(tmp_path / 'deep.png'), grey.astype(np.uint16) * 257)
     cv2.imwrite(
         str(tmp_path / 'deep_colour.png'),
         expected.astype(np.uint16) * 257)
     Image.fromarray(grey // 16).convert('P').save(tmp_path / 'palette.png')
-    for name in 'grey', 'rgba', 'deep', 'deep_colour':
+    for name in 'grey', 'rgba', 'la', 'deep', 'deep_colour':
         loaded = load(tmp_path / f'{name}.png')
         assert loaded.dtype == np.uint8
         assert abs(loaded.astype(int) - expected).max() <= 1, name

@@ -1,6 +1,8 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """MAN and AFN, alone and in MMPretrain's classifier."""
+import numpy as np
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 from mmengine.analysis import get_model_complexity_info
@@ -69,7 +71,6 @@ def test_equals_the_reference(num_heads, training):
 
 @pytest.mark.parametrize('form', ['original', 'paper'])
 def test_losses_are_those_of_the_equations(form):
-    import reference
     neck, head, plain = build(num_heads=3, form=form)
     x = torch.randn(4, 32, 5, 5, dtype=torch.float64)
     labels = [4, 0, 1, 0]
@@ -83,7 +84,7 @@ def test_losses_are_those_of_the_equations(form):
                 x.mean((2, 3)), plain.centers, target, form),
             loss_partition=reference.partition(v, form)).items():
         assert losses[name].item() == pytest.approx(
-            torch.as_tensor(expected).item(), rel=1e-10)
+            torch.as_tensor(expected, dtype=torch.float64).item(), rel=1e-10)
 
 
 @pytest.mark.parametrize('disabled', ['loss_affinity', 'loss_partition'])
@@ -105,7 +106,31 @@ def test_soft_and_hard_targets_agree_on_one_hot_votes():
     soft = head.loss(feats, samples([1, 4, 0, 1], num_classes=5))
     assert 'accuracy_top-1' in hard and 'accuracy_top-1' not in soft
     for name, value in soft.items():
-        assert float(value) == pytest.approx(float(hard[name]), rel=1e-12)
+        assert value.item() == pytest.approx(hard[name].item(), rel=1e-12)
+
+
+def test_mixup_reaches_the_losses():
+    model = MODELS.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='ResNet', depth=18),
+            neck=dict(type='MAN', in_channels=512, num_heads=2),
+            head=dict(
+                type='AFN', num_classes=5, in_channels=512, cal_acc=True),
+            data_preprocessor=dict(num_classes=5),
+            train_cfg=dict(augments=dict(type='Mixup', alpha=1.))))
+    torch.manual_seed(0)
+    np.random.seed(0)
+    data = model.data_preprocessor(
+        dict(inputs=torch.rand(4, 3, 32, 32), data_samples=samples(range(4))),
+        training=True)
+    shares = torch.stack([item.gt_score for item in data['data_samples']])
+    assert ((shares > 0).sum(1) == 2).any()
+    losses = model(**data, mode='loss')
+    feats = model.backbone(data['inputs'])[-1].mean((2, 3))
+    centers = model.head.loss_affinity.centers
+    expected = reference.affinity(feats, centers, shares, 'original')
+    torch.testing.assert_close(losses['loss_affinity'], expected)
 
 
 def test_initialisation_is_that_of_the_original_code():
@@ -246,6 +271,8 @@ def test_what_the_head_refuses():
         head.loss(feats, samples([0, 1, 0], num_classes=7))
     with pytest.raises(ValueError, match='training batch of 1'):
         head.loss([feat[:1] for feat in feats], samples([0]))
+    with pytest.raises(ValueError, match='num_classes=1, expected at least 2'):
+        AFN(1, 32, loss_affinity=None)
     with pytest.raises(ValueError, match='in_channels=8, expected at least'):
         MAN(8)
     with pytest.raises(ValueError, match='num_heads=0'):
