@@ -67,7 +67,6 @@ def weights_only() -> Iterator[None]:
     Raises:
         CheckpointLoadError: If the file holds anything else.
     """
-    torch_load = torch.load
 
     def load(file, *args, **kwargs):
         kwargs.pop('pickle_module', None)
@@ -100,6 +99,7 @@ def weights_only() -> Iterator[None]:
             torch.serialization.add_safe_globals(allowed)
 
     with _lock:
+        torch_load = torch.load
         torch.load = load
         try:
             yield
@@ -147,6 +147,14 @@ def load_checkpoint(cls,
         hint = HINTS.get(osp.basename(filename), 'Check the path.')
         raise FileNotFoundError(
             f'Found no checkpoint {filename}. {hint}') from error
+    name = osp.basename(filename)
+    weights = checkpoint
+    if isinstance(checkpoint, dict):
+        weights = checkpoint.get('state_dict', checkpoint)
+    if name in HINTS and not any(
+            str(key).startswith('backbone.') for key in weights):
+        raise CheckpointLoadError(
+            f'The checkpoint {filename} is not converted yet. {HINTS[name]}')
     if isinstance(checkpoint, dict):
         hub = checkpoint.get('message_hub')
         for holder in (checkpoint.get('meta'), isinstance(hub, dict)

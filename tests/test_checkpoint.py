@@ -1,4 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+import contextlib
 import functools
 import http.server
 import os
@@ -14,7 +15,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
-from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.checkpoint import CheckpointLoadError, weights_only
 
 
 class Attack:
@@ -175,6 +176,33 @@ def test_broken_and_missing_files_are_named(tmp_path):
             FileNotFoundError,
             match='github.com/yaoing/DAN.*dan_to_mmpretrain.py.*ImageNet'):
         CheckpointLoader.load_checkpoint('checkpoints/resnet18_msceleb.pth')
+
+
+def test_weights_that_are_not_converted_are_named(tmp_path):
+    path = str(tmp_path / 'resnet18_msceleb.pth')
+    torch.save(dict(state_dict={'conv1.weight': torch.zeros(1)}), path)
+    with pytest.raises(CheckpointLoadError, match='not converted yet.*conver'):
+        CheckpointLoader.load_checkpoint(path)
+    torch.save(
+        dict(state_dict={'backbone.conv1.weight': torch.zeros(1)}), path)
+    assert CheckpointLoader.load_checkpoint(path)
+
+
+def test_threads_leave_torch_load_alone():
+    before = torch.load
+    inside = threading.Barrier(2, timeout=1)
+
+    def enter():
+        with weights_only():
+            with contextlib.suppress(threading.BrokenBarrierError):
+                inside.wait()
+
+    threads = [threading.Thread(target=enter) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.load is before
 
 
 def test_torch_load_itself_is_left_alone(malicious, tmp_path):

@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -81,28 +83,26 @@ def test_train_resume_and_test(trained, tmp_path):
     assert 'resumed epoch: 1' in output
     assert 'Epoch(train) [2]' in output and 'Epoch(train) [1]' not in output
 
-    metrics, results = tmp_path / 'metrics.json', {}
-    for extra in [], ['--tta'], ['--amp']:
-        code, output = run('test', 'configs/dan_ferplus.py',
-                           tmp_path / 'epoch_2.pth', '--work-dir', tmp_path,
-                           '--out', metrics, '--out-item', 'metrics', *extra,
-                           '--cfg-options', *options)
-        assert code == 0, output
-        results[tuple(extra)] = json.loads(metrics.read_text())
-        assert set(
-            results[tuple(extra)]) == {'accuracy/top1', 'accuracy/balanced'}
+    test = ('test', 'configs/dan_ferplus.py', tmp_path / 'epoch_2.pth',
+            '--work-dir', tmp_path)
+    metrics = tmp_path / 'metrics.json'
+    code, output = run(*test, '--out', metrics, '--out-item', 'metrics',
+                       '--cfg-options', *options)
+    assert code == 0, output
+    metrics = json.loads(metrics.read_text())
+    assert set(metrics) == {'accuracy/top1', 'accuracy/balanced'}
+    assert f'accuracy/top1: {metrics["accuracy/top1"]:.4f}' in output
 
-    code, output = run('test', 'configs/dan_ferplus.py',
-                       tmp_path / 'epoch_2.pth', '--work-dir', tmp_path,
-                       '--out', tmp_path / 'predictions.pkl', '--cfg-options',
-                       *options)
+    code, output = run(*test, '--tta', '--amp', '--out',
+                       tmp_path / 'predictions.pkl', '--cfg-options', *options)
     assert code == 0, output
     with open(tmp_path / 'predictions.pkl', 'rb') as file:
         predictions = pickle.load(file)
     assert len(predictions) == 16
     assert np.isclose(predictions[0]['pred_score'].sum(), 1)
     hits = [item['pred_label'] == item['gt_label'] for item in predictions]
-    assert np.isclose(100 * np.mean(hits), results[()]['accuracy/top1'])
+    accuracy = re.search(r'accuracy/top1: ([0-9.]+)', output)[1]
+    assert np.isclose(100 * np.mean(hits), float(accuracy))
 
 
 def test_checkpoints_carry_centres_and_class_names(trained):
@@ -119,7 +119,13 @@ def test_checkpoints_carry_centres_and_class_names(trained):
     ('dan', dict(model__neck__num_heads=2), '4 attention heads.*the model has '
      '2'),
     ('dan', dict(model__head__num_classes=7), '8 classes.*7'),
-    ('resnet18', {}, 'does not fit .*neck.heads.* is left over.*Test it with'),
+    ('resnet18', {}, 'does not fit .*neck.heads.* is left over.*Use it with'),
+    ('dan',
+     dict(
+         test_dataloader__dataset__metainfo=dict(
+             classes=('happiness', 'neutral', 'surprise', 'sadness', 'anger',
+                      'disgust', 'fear', 'contempt'))),
+     "trained on the classes .'neutral'.*indices do not mean the same"),
 ])
 def test_a_checkpoint_of_another_model_is_refused(trained, ferplus_root,
                                                   tmp_path, method, options,
@@ -181,6 +187,61 @@ def test_resuming_runs_nothing_of_a_checkpoint(trained, ferplus_root,
     with pytest.raises(CheckpointLoadError, match='refers to the code'):
         resumed.train()
     assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('checkpoint, message', [
+    (dict(model_state_dict={}), 'converted with .tools/model_converters/dan'),
+    ([1], 'no weights by their names'),
+    (dict(state_dict=dict(x=1)), 'no weights by their names'),
+    (dict(state_dict=dict(x=torch.zeros(1))), 'none of its 1 weights'),
+])
+def test_training_does_not_start_from_anything(ferplus_root, tmp_path,
+                                               checkpoint, message):
+    torch.save(checkpoint, tmp_path / 'start.pth')
+    start = runner(
+        ferplus_root, tmp_path, load_from=str(tmp_path / 'start.pth'))
+    start.register_hook(CheckpointFitHook(partial=True))
+    with pytest.raises(ValueError, match=message):
+        start.train()
+
+
+def test_the_training_tool_is_safe_with_any_config(tmp_path, monkeypatch):
+    """With a config that does not import this project."""
+    code = (f"import sys; sys.path.insert(0, '{ROOT}/tools'); import train; "
+            'from mmengine.runner import CheckpointLoader; '
+            'print(CheckpointLoader.load_checkpoint.__module__)')
+    output = subprocess.run([sys.executable, '-c', code],
+                            capture_output=True,
+                            text=True).stdout
+    assert 'dan_mm.checkpoint' in output
+
+
+def merge(*arguments):
+    tool = runpy.run_path(f'{ROOT}/tools/train.py')
+    sys.argv, before = ['train.py', *arguments], sys.argv
+    try:
+        args = tool['parse_args']()
+    finally:
+        sys.argv = before
+    return tool['merge_args'](Config.fromfile(args.config), args)
+
+
+def test_the_training_tool_merges_its_arguments():
+    rafdb, ferplus = (f'{ROOT}/configs/dan_{name}.py'
+                      for name in ('rafdb', 'ferplus'))
+    cfg = merge(rafdb, '--amp', '--auto-scale-lr', '--resume', '--cfg-options',
+                'train_cfg.max_epochs=3')
+    assert cfg.auto_scale_lr == dict(base_batch_size=256, enable=True)
+    assert cfg.optim_wrapper.type in ('AmpOptimWrapper', 'CPUAmpOptimWrapper')
+    assert cfg.resume and cfg.load_from is None
+    assert cfg.train_cfg.max_epochs == 3
+    assert cfg.work_dir == './work_dirs/dan_rafdb'
+    with pytest.raises(SystemExit, match='set `eta_max`'):
+        merge(ferplus, '--auto-scale-lr')
+    with pytest.raises(SystemExit, match='param_scheduler.total_steps=10'):
+        merge(ferplus, '--cfg-options', 'train_cfg.max_epochs=10')
+    merge(ferplus, '--cfg-options', 'train_cfg.max_epochs=10',
+          'param_scheduler.total_steps=10')
 
 
 @pytest.mark.parametrize('method', ['dan', 'resnet18'])

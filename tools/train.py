@@ -9,6 +9,9 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
+# It closes unsafe loading of checkpoints, whatever the config imports.
+from dan_mm.engine import CheckpointFitHook
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a model')
@@ -91,6 +94,12 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.load_from = None if args.resume == 'auto' else args.resume
 
     if args.auto_scale_lr:
+        if 'auto_scale_lr' not in cfg:
+            raise SystemExit(
+                f'--auto-scale-lr found no `auto_scale_lr` in {args.config}, '
+                'expected the batch size of its recipe. Where the schedule '
+                'sets the rate itself, as OneCycleLR does, set `eta_max` with '
+                '--cfg-options instead.')
         cfg.auto_scale_lr.enable = True
 
     for field in 'train_dataloader', 'val_dataloader', 'test_dataloader':
@@ -110,13 +119,28 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+
+    schedulers = cfg.get('param_scheduler') or []
+    epochs = cfg.train_cfg.get('max_epochs')
+    for scheduler in ([schedulers]
+                      if isinstance(schedulers, dict) else schedulers):
+        total = scheduler.get('total_steps')
+        if scheduler.get('by_epoch') and total and epochs and total < epochs:
+            # It would fail when the cycle is over, hours later.
+            raise SystemExit(
+                f'{scheduler.type} has total_steps={total}, expected at least '
+                f'train_cfg.max_epochs={epochs}. Set both with --cfg-options: '
+                f'param_scheduler.total_steps={epochs}')
     return cfg
 
 
 def main() -> None:
     args = parse_args()
     cfg = merge_args(Config.fromfile(args.config), args)
-    Runner.from_cfg(cfg).train()
+    runner = Runner.from_cfg(cfg)
+    # Other weights are a start for training, but not to resume.
+    runner.register_hook(CheckpointFitHook(partial=not cfg.get('resume')))
+    runner.train()
 
 
 if __name__ == '__main__':

@@ -121,6 +121,15 @@ class FERDataset(BaseDataset):
         return [data_list[i] for i in sorted(part)]
 
     def _check_files(self, data_list: List[dict]) -> None:
+        # FER+ itself names three pictures twice, with the same label.
+        labels = {}
+        for info in data_list:
+            path, label = info['img_path'], info['gt_label']
+            if labels.setdefault(path, label) != label:
+                raise ValueError(
+                    f'{type(self).__name__} found two labels for the picture '
+                    f'{path}, {labels[path]} and {label}, expected one. '
+                    'Restore the annotations from the data set.')
         folders = defaultdict(list)
         for info in data_list:
             folder, file = osp.split(info['img_path'])

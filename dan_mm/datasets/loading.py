@@ -16,8 +16,8 @@ class LoadCheckedImage(LoadImageFromFile):
 
     :class:`mmcv.transforms.LoadImageFromFile` fills the missing part of a
     truncated JPEG with grey and goes on. This one refuses, and turns grey,
-    palette, RGBA (the alpha channel is dropped) and 16-bit pictures into 8-bit
-    colour. EXIF orientation is applied.
+    palette, RGBA (the alpha channel is dropped) and 16-bit pictures (divided
+    by 256) into 8-bit colour. EXIF orientation is applied.
 
     **Required Keys:**
 
@@ -51,6 +51,10 @@ class LoadCheckedImage(LoadImageFromFile):
             raise FileNotFoundError(
                 f'Found no picture {path}. Check `data_root` and the '
                 'annotation file.') from None
+        except OSError as error:
+            raise OSError(f'The picture {path} can not be read ({error}), '
+                          'expected a file. Check it, and the permission to '
+                          'read it.') from error
         if not content:
             raise ValueError(
                 f'The picture {path} is an empty file of 0 bytes. '
@@ -78,7 +82,12 @@ class LoadCheckedImage(LoadImageFromFile):
             opencv = picture.mode.startswith('I') or picture.mode == 'LA'
             if opencv:
                 picture.load()  # fails if a part of the data is missing
-        return mmcv.imfrombytes(content, backend='cv2' if opencv else 'pillow')
+            if picture.mode == 'F':
+                raise ValueError('its pixels are floating-point numbers')
+        img = mmcv.imfrombytes(content, backend='cv2' if opencv else 'pillow')
+        if img is None:
+            raise ValueError('OpenCV does not know its format')
+        return img
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(backend_args={self.backend_args})'

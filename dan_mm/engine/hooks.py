@@ -1,6 +1,9 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import re
+from typing import List
 
+import torch
+import torch.nn as nn
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
@@ -9,16 +12,23 @@ from mmpretrain.registry import HOOKS
 
 @HOOKS.register_module()
 class CheckpointFitHook(Hook):
-    """Refuse a checkpoint whose weights are not those that the model predicts
-    with.
+    """Refuse a checkpoint whose weights are not those of the model.
 
     MMEngine loads what fits, logs the rest and goes on with random weights.
-    That is wanted where training starts from other weights, never where a
-    model is tested: ``tools/test.py`` registers this hook.
+    ``tools/test.py`` and ``tools/train.py`` register this hook.
+
+    Args:
+        partial (bool): Whether some weights are enough, as for training that
+            starts from other weights. Testing and resuming need all of them,
+            and testing the names of the classes. Defaults to False.
     """
 
+    def __init__(self, partial: bool = False) -> None:
+        self.partial = partial
+        self.classes = None  # their names, in a checkpoint that has them
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare the checkpoint with the model.
+        """Compare the weights of the checkpoint and of the model.
 
         Args:
             runner (Runner): The runner, with its model.
@@ -30,26 +40,65 @@ class CheckpointFitHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        weights = {
-            re.sub(r'^module\.', '', key): value
-            for key, value in checkpoint.get('state_dict', checkpoint).items()
-        }
-        try:
-            # It raises where a weight has another shape.
-            keys = model.load_state_dict(weights, strict=False)
-            problems = [f'{key} is missing' for key in keys.missing_keys
-                        ] + [f'{key} is left over'
-                             for key in keys.unexpected_keys]  # yapf: disable
-            # The class centres are for training only.
-            problems = [
-                problem for problem in problems
-                if not problem.startswith('head.loss_')
-            ]
-        except RuntimeError as error:
-            problems = [line.strip() for line in str(error).split('\n')[1:]]
+        problems = self._compare(model, checkpoint)
         if problems:
             more = f' and {len(problems) - 3} more' if problems[3:] else ''
             raise ValueError(
                 'The checkpoint does not fit the model of this config: '
-                f'{"; ".join(problems[:3])}{more}. Test it with the config '
+                f'{"; ".join(problems[:3])}{more}. Use it with the config '
                 'that it was trained with.')
+        meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
+        self.classes = meta.get('classes')
+
+    def before_test(self, runner: Runner) -> None:
+        """Compare the names of the classes of the checkpoint and the data set.
+
+        Args:
+            runner (Runner): The runner, with its data set.
+
+        Raises:
+            ValueError: If the classes have other names, or another order.
+        """
+        dataset = runner.test_loop.dataloader.dataset
+        classes = getattr(dataset, 'metainfo', {}).get('classes')
+        if self.classes and classes and tuple(self.classes) != tuple(classes):
+            raise ValueError(
+                'The checkpoint was trained on the classes '
+                f'{tuple(self.classes)}, the data set to test on has '
+                f'{tuple(classes)}: their indices do not mean the same. Test '
+                'it on a data set with the classes that it was trained on.')
+
+    def _compare(self, model: nn.Module, checkpoint: dict) -> List[str]:
+        """List what of the checkpoint does not fit the model."""
+        if isinstance(checkpoint, dict) and 'model_state_dict' in checkpoint:
+            return [
+                'it is one of the original code, to be converted with '
+                '`tools/model_converters/dan_to_mmpretrain.py`'
+            ]
+        weights = checkpoint
+        if isinstance(checkpoint, dict):
+            weights = checkpoint.get('state_dict', checkpoint)
+        if not isinstance(weights, dict) or not all(
+                isinstance(value, torch.Tensor) for value in weights.values()):
+            return ['it has no weights by their names']
+        weights = {
+            re.sub(r'^module\.', '', key): value
+            for key, value in weights.items()
+        }
+        if self.partial:
+            return [] if weights.keys() & model.state_dict().keys() else [
+                f'none of its {len(weights)} weights has a name that the '
+                'model knows'
+            ]
+        try:
+            # It raises where a weight has another shape.
+            keys = model.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            return [line.strip() for line in str(error).split('\n')[1:]]
+        # The class centres are for training only.
+        return [
+            f'{key} is {what}'
+            for names, what in ((keys.missing_keys, 'missing'),
+                                (keys.unexpected_keys, 'left over'))
+            for key in names if not key.startswith('head.loss_')
+        ]

@@ -16,6 +16,13 @@ def _check_form(form: str) -> str:
     return form
 
 
+def _check_eps(eps: float) -> float:
+    if eps <= 0:
+        raise ValueError(f'Got eps={eps}, expected more than 0: a variance of '
+                         '0 divides.')
+    return eps
+
+
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -197,7 +204,7 @@ class AffinityLoss(CenterLoss):
                  loss_weight: float = 1.0,
                  eps: float = sys.float_info.epsilon) -> None:
         super().__init__(num_classes, in_channels, form, loss_weight)
-        self.eps = eps
+        self.eps = _check_eps(eps)
 
     def _loss(self, feats, centers, target):
         return affinity_loss(feats, centers, target, self.form, self.eps)
@@ -222,7 +229,7 @@ class PartitionLoss(nn.Module):
         super().__init__()
         self.form = _check_form(form)
         self.loss_weight = loss_weight
-        self.eps = eps
+        self.eps = _check_eps(eps)
 
     def forward(self, heads: torch.Tensor) -> torch.Tensor:
         """Compute the loss, in at least float32.

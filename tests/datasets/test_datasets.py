@@ -87,6 +87,13 @@ def test_rafdb_refuses_unknown_annotations(rafdb_root, line):
         RAFDB(str(rafdb_root))
 
 
+def test_rafdb_refuses_two_labels_for_a_picture(rafdb_root):
+    path = annotations(rafdb_root)
+    path.write_text(path.read_text() + 'train_00001.jpg 5\n')
+    with pytest.raises(ValueError, match='two labels for .*train_00001'):
+        RAFDB(str(rafdb_root))
+
+
 def test_rafdb_names_what_is_missing(rafdb_root):
     with pytest.raises(ValueError, match="no official split 'val'.*val_split"):
         RAFDB(str(rafdb_root), 'val')

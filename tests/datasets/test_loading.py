@@ -73,6 +73,15 @@ def test_other_bad_files_are_refused(load, tmp_path):
     (tmp_path / 'text.jpg').write_text('no picture')
     with pytest.raises(ValueError, match='text.jpg can not be decoded'):
         load(tmp_path / 'text.jpg')
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / 'f.tiff')
+    with pytest.raises(ValueError, match='f.tiff can not .*floating-point'):
+        load(tmp_path / 'f.tiff')
+    Image.fromarray(np.zeros((8, 8), np.int32)).save(tmp_path / 'i.tiff')
+    with pytest.raises(ValueError, match='i.tiff can not be decoded'):
+        load(tmp_path / 'i.tiff')
+    (tmp_path / 'folder.jpg').mkdir()
+    with pytest.raises(OSError, match='folder.jpg can not be read'):
+        load(tmp_path / 'folder.jpg')
     with pytest.raises(FileNotFoundError, match='no picture .*nowhere.jpg'):
         load(tmp_path / 'nowhere.jpg')
 

@@ -136,6 +136,10 @@ def test_half_precision_is_computed_in_float32(dtype):
 def test_refusals():
     with pytest.raises(ValueError, match='num_classes=1, expected at least 2'):
         AffinityLoss(1, 8)
+    for loss in (lambda: AffinityLoss(2, 8, eps=0),
+                 lambda: PartitionLoss(eps=-1e-9)):
+        with pytest.raises(ValueError, match='expected more than 0'):
+            loss()
     for loss in (lambda: AffinityLoss(2, 8, form='papre'),
                  lambda: PartitionLoss(form='papre')):
         with pytest.raises(ValueError, match="form='papre', expected one of"):

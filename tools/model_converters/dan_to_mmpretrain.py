@@ -7,11 +7,9 @@ from typing import Dict, Iterable, Optional, Sequence
 
 import torch
 from mmengine.registry import DefaultScope
-from mmengine.runner import CheckpointLoader
 from mmpretrain.registry import MODELS
 
-# It closes unsafe loading, too.
-from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.checkpoint import CheckpointLoadError, weights_only
 from dan_mm.datasets import RAFDB, FERPlus
 
 AFFECTNET = ('neutral', 'happiness', 'sadness', 'surprise', 'fear', 'disgust',
@@ -149,10 +147,12 @@ def main(argv: Optional[Iterable[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     try:
-        checkpoint = CheckpointLoader.load_checkpoint(
-            args.src, map_location='cpu', logger='silent')
-    except (FileNotFoundError, CheckpointLoadError) as error:
+        with weights_only():
+            checkpoint = torch.load(args.src, map_location='cpu')
+    except CheckpointLoadError as error:
         raise SystemExit(str(error))
+    except OSError as error:
+        raise SystemExit(f'Can not read the checkpoint {args.src}: {error}.')
     state_dict = convert(checkpoint, args.src)
     meta = {}
     if args.dataset:

@@ -1,4 +1,5 @@
-# Adam, one cycle of 5 epochs, from scratch
+# Adam, one cycle of 5 epochs, from scratch. OneCycleLR sets the rate: for
+# another batch size scale `eta_max`; `total_steps` goes with `max_epochs`.
 optim_wrapper = dict(optimizer=dict(type='Adam', lr=1e-3))
 
 param_scheduler = dict(
@@ -9,5 +10,3 @@ param_scheduler = dict(
     convert_to_iter_based=True)
 
 train_cfg = dict(by_epoch=True, max_epochs=5)
-
-auto_scale_lr = dict(base_batch_size=128)
