@@ -119,11 +119,14 @@ class AFN(ClsHead):
             feats (tuple[Tensor, Tensor]): As in :meth:`pre_logits`.
 
         Returns:
-            Tensor: The scores before the softmax, of shape
+            Tensor: The scores before the softmax, at least float32, of shape
             ``(B, num_classes)``.
         """
         refuse_batch_of_one(self.bn, len(feats[0]), 'AFN')
-        return self.bn(self.fc(self.pre_logits(feats)))
+        pre_logits = self.pre_logits(feats)
+        # Half precision would round the scores to two or three digits.
+        with torch.autocast(pre_logits.device.type, enabled=False):
+            return self.bn(self.fc(pre_logits))
 
     def loss(self, feats: Tuple[torch.Tensor, torch.Tensor],
              data_samples: List[DataSample], **kwargs) -> dict:
@@ -149,7 +152,6 @@ class AFN(ClsHead):
         target = self._get_target(data_samples)
         x, heads = feats
         with torch.autocast(x.device.type, enabled=False):
-            cls_score = cls_score.to(heads.dtype)
             losses = dict(
                 loss_cls=self.loss_module(
                     cls_score, target, avg_factor=len(cls_score), **kwargs))

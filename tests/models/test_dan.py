@@ -192,7 +192,8 @@ def test_autocast_stays_finite(dtype, case, num_heads, form):
     with torch.autocast('cpu', dtype=dtype):
         feats = neck(x)
         losses = head.loss(feats, samples(labels))
-    assert feats[1].dtype == torch.float32
+        scores = head(feats)
+    assert feats[1].dtype == scores.dtype == torch.float32
     assert all(value.dtype == torch.float32 for value in losses.values())
     sum(losses.values()).backward()
     assert all(value.isfinite() for value in losses.values())
