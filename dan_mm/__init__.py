@@ -9,13 +9,13 @@ from .version import __version__
 
 # The modules' own versions are compared, not those of distributions: the
 # maintained forks and the upstream packages have the same modules.
-for module, package, minimum, maximum in ((torch, 'torch', '2.6.0', '3.0.0'),
-                                          (mmengine, 'onedl-mmengine',
-                                           '0.10.0', '1.0.0'),
-                                          (mmcv, 'onedl-mmcv', '2.0.0',
-                                           '2.4.0'), (mmpretrain,
-                                                      'onedl-mmpretrain',
-                                                      '1.2.0', '2.0.0')):
+VERSIONS = (
+    (torch, 'torch', '2.6.0', '3.0.0'),
+    (mmengine, 'onedl-mmengine', '0.10.0', '1.0.0'),
+    (mmcv, 'onedl-mmcv', '2.0.0', '2.4.0'),
+    (mmpretrain, 'onedl-mmpretrain', '1.2.0', '2.0.0'),
+)
+for module, package, minimum, maximum in VERSIONS:
     if not (digit_version(minimum) <= digit_version(module.__version__) <
             digit_version(maximum)):
         raise ImportError(
