@@ -112,7 +112,7 @@ def weights_only() -> Iterator[None]:
 HINTS = {
     'resnet18_msceleb.pth':
     'It is a ResNet-18 trained on MS-Celeb-1M. Download resnet18_msceleb.pth '
-    'from the link "MSCeleb" in the README of https://github.com/yaoing/DAN '
+    'as the README of https://github.com/yaoing/DAN says, '
     'and convert it with `python tools/model_converters/dan_to_mmpretrain.py '
     'resnet18_msceleb.pth checkpoints/resnet18_msceleb.pth`. Or start from '
     'ImageNet with `--cfg-options model.backbone.init_cfg.checkpoint='
