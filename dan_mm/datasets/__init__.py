@@ -1,6 +1,11 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 from .ferplus import FERPlus
+from .folder import FERFolder
 from .loading import LoadCheckedImage
 from .rafdb import RAFDB
+from .synthface import CoverParts, SynthFace
 
-__all__ = ['FERPlus', 'LoadCheckedImage', 'RAFDB']
+__all__ = [
+    'CoverParts', 'FERFolder', 'FERPlus', 'LoadCheckedImage', 'RAFDB',
+    'SynthFace'
+]
