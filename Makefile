@@ -1,5 +1,5 @@
-# `make test` takes a bare machine to a green test suite. README.md has the
-# same as plain pip commands.
+# `make demo` takes a bare machine to a trained DAN, `make test` to a green test
+# suite. README.md has the same as plain pip commands.
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := torch==2.12.1 torchvision==0.27.1
@@ -8,23 +8,37 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # All cores: mmcv would use a part of them.
 export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help env lint test clean
+.PHONY: help demo env lint test clean
 
 help:
+	@echo 'make demo   train DAN and plain ResNet-18 on drawn faces, in minutes'
 	@echo 'make env    the environment .venv, with mmcv and its compiled ops'
 	@echo 'make test   that, the linters and the tests'
 	@echo 'make lint   the linters alone'
 	@echo 'make clean  remove .venv'
 
-env: .venv/ready
-
-.venv/ready: setup.py Makefile
+# Everything but the detector, without a compiler.
+.venv/base: setup.py Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Found Python {v[0]}.{v[1]}, expected 3.10, 3.11 or 3.12. Install one and run: make PYTHON=python3.12 $(MAKECMDGOALS)")'
-	@command -v $${CXX:-c++} >/dev/null || { echo 'Found no C++ compiler, expected one to build the ops of mmcv. Install it, for example with: apt-get install build-essential'; exit 1; }
 	@# An environment made by an interrupted run is completed, not made anew.
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/python -a -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || { \
+		echo 'Found no venv and pip in $(PYTHON), expected both. Install them, for example with: apt-get install python3-venv'; exit 1; }
 	$(BIN)/python -m pip install --upgrade pip 'setuptools<82' wheel ninja
 	$(BIN)/python -m pip install $(TORCH)
+	@# Built apart from torch it has no compiled ops: not for pip's cache,
+	@# where the detector would find it.
+	$(BIN)/python -c 'import mmcv' 2>/dev/null || \
+		$(BIN)/python -m pip install --no-cache-dir $(MMCV)
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
+demo: .venv/base
+	$(BIN)/python tools/demo/train_synthface.py
+
+env: .venv/ready
+
+.venv/ready: .venv/base
+	@command -v $${CXX:-c++} >/dev/null || { echo 'Found no C++ compiler, expected one to build the ops of mmcv. Install it, for example with: apt-get install build-essential'; exit 1; }
 	@# In isolation from torch, or from the cache of such a build, mmcv comes
 	@# without ops and says nothing.
 	$(BIN)/python -c 'import torch, mmcv._ext' 2>/dev/null || { \

@@ -6,7 +6,7 @@ checkpoints only with ``weights_only=True``. On its own, it falls back to
 unpickling whatever the file holds, and it runs the config that a checkpoint
 carries when training resumes.
 """
-import os.path as osp
+import os
 import re
 import threading
 from contextlib import contextmanager
@@ -107,8 +107,8 @@ def weights_only() -> Iterator[None]:
             torch.load = torch_load
 
 
-# What to say where a file is missing that can't be shipped: the configs that
-# start from it name it.
+# What to say where a file is missing that configs start from, by the end of
+# its path.
 HINTS = {
     'resnet18_msceleb.pth':
     'It is a ResNet-18 trained on MS-Celeb-1M. Download resnet18_msceleb.pth '
@@ -118,7 +118,11 @@ HINTS = {
     'ImageNet with `--cfg-options model.backbone.init_cfg.checkpoint='
     'https://download.openmmlab.com/mmclassification/v0/resnet/'
     'resnet18_8xb32_in1k_20210831-fbbb1da6.pth`, or from scratch with '
-    '`--cfg-options model.backbone.init_cfg=None`.'
+    '`--cfg-options model.backbone.init_cfg=None`.',
+    'resnet18_synthface/epoch_3.pth':
+    'It is the plain ResNet-18 that DAN starts from here. Train it first: '
+    '`python tools/train.py configs/resnet18_synthface.py`. Or start from '
+    'scratch with `--cfg-options model.backbone.init_cfg=None`.'
 }
 
 _load_checkpoint = CheckpointLoader.load_checkpoint.__func__
@@ -140,21 +144,20 @@ def load_checkpoint(cls,
         CheckpointLoadError: If the file holds more than weights and plain
             data, or is broken.
     """
+    path = str(filename).replace(os.sep, '/')
+    hint = next((HINTS[end] for end in HINTS if path.endswith(end)), None)
     try:
         with weights_only():
             checkpoint = _load_checkpoint(cls, filename, map_location, logger)
     except FileNotFoundError as error:
-        hint = HINTS.get(osp.basename(filename), 'Check the path.')
-        raise FileNotFoundError(
-            f'Found no checkpoint {filename}. {hint}') from error
-    name = osp.basename(filename)
+        raise FileNotFoundError(f'Found no checkpoint {filename}. '
+                                f'{hint or "Check the path."}') from error
     weights = checkpoint
     if isinstance(checkpoint, dict):
         weights = checkpoint.get('state_dict', checkpoint)
-    if name in HINTS and not any(
-            str(key).startswith('backbone.') for key in weights):
+    if hint and not any(str(key).startswith('backbone.') for key in weights):
         raise CheckpointLoadError(
-            f'The checkpoint {filename} is not converted yet. {HINTS[name]}')
+            f'The checkpoint {filename} is not converted yet. {hint}')
     if isinstance(checkpoint, dict):
         hub = checkpoint.get('message_hub')
         for holder in (checkpoint.get('meta'), isinstance(hub, dict)

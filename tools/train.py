@@ -4,12 +4,14 @@
 import argparse
 import os
 import os.path as osp
+from copy import deepcopy
 
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 # It closes unsafe loading of checkpoints, whatever the config imports.
+from dan_mm.datasets import FERFolder
 from dan_mm.engine import CheckpointFitHook
 
 
@@ -26,6 +28,13 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         help='resume from the given checkpoint, or without one from the '
         'latest in the work folder')
+    parser.add_argument(
+        '--finetune',
+        nargs=2,
+        metavar=('CHECKPOINT', 'FOLDER'),
+        help='start from a checkpoint of this config and train on the '
+        'pictures of a folder, which has a folder for each class, or folders '
+        '`train`, `val` and `test` with one for each class')
     parser.add_argument(
         '--amp',
         action='store_true',
@@ -67,8 +76,42 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def finetune(cfg: Config, checkpoint: str, folder: str) -> None:
+    """Start from a checkpoint and take the data from a folder."""
+    try:
+        # The order of the classes is that of the training set everywhere.
+        train = FERFolder(folder, split='train')
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f'--finetune: {error}')
+    classes = train.metainfo['classes']
+    for key in 'dataloader', 'evaluator', 'cfg':
+        if cfg.get(f'val_{key}') is None:
+            cfg[f'val_{key}'] = deepcopy(cfg[f'test_{key}'])
+    for split in 'train', 'val', 'test':
+        loader = cfg[f'{split}_dataloader']
+        loader.dataset = dict(
+            type='FERFolder',
+            data_root=folder,
+            split=split,
+            classes=classes,
+            pipeline=loader.dataset.pipeline)
+    # The last batch may have one picture, which can't be trained on.
+    cfg.train_dataloader.drop_last = (
+        len(train) > cfg.train_dataloader.batch_size)
+    cfg.model.head.num_classes = len(classes)
+    cfg.data_preprocessor.num_classes = len(classes)
+    cfg.model.backbone.init_cfg = None
+    cfg.default_hooks.checkpoint.save_best = 'accuracy/top1'
+    cfg.load_from = checkpoint
+
+
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     """Merge the command line into the config."""
+    name = osp.splitext(osp.basename(args.config))[0]
+    if args.finetune:
+        finetune(cfg, *args.finetune)
+        name += f'_{osp.basename(osp.abspath(args.finetune[1]))}'
+
     if args.no_validate:
         cfg.val_cfg = None
         cfg.val_dataloader = None
@@ -79,8 +122,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = osp.join('./work_dirs',
-                                osp.splitext(osp.basename(args.config))[0])
+        cfg.work_dir = osp.join('./work_dirs', name)
 
     if args.amp:
         if get_device() == 'cpu':
@@ -89,9 +131,14 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
             cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
-    if args.resume is not None:
+    if args.resume == 'auto':
+        # Fine-tuning that has not begun begins.
+        begins = cfg.load_from and not find_latest_checkpoint(cfg.work_dir)
+        cfg.resume = not begins
+        cfg.load_from = cfg.load_from if begins else None
+    elif args.resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = args.resume
 
     if args.auto_scale_lr:
         if 'auto_scale_lr' not in cfg:

@@ -17,6 +17,9 @@ class CheckpointFitHook(Hook):
     MMEngine loads what fits, logs the rest and goes on with random weights.
     ``tools/test.py`` and ``tools/train.py`` register this hook.
 
+    Where training starts from a checkpoint of other classes, the head (the
+    classifier, its BatchNorm, the class centres) starts fresh.
+
     Args:
         partial (bool): Whether some weights are enough, as for training that
             starts from other weights. Testing and resuming need all of them,
@@ -49,6 +52,30 @@ class CheckpointFitHook(Hook):
                 'that it was trained with.')
         meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
         self.classes = meta.get('classes')
+        if self.partial:
+            self._drop_other_head(runner, checkpoint)
+
+    def _drop_other_head(self, runner: Runner, checkpoint: dict) -> None:
+        """Drop the weights of a head that tells other classes apart."""
+        dataset = runner.train_loop.dataloader.dataset
+        classes = getattr(dataset, 'metainfo', {}).get('classes')
+        if not classes or self.classes and tuple(
+                self.classes) == tuple(classes):
+            return
+        weights = checkpoint.get('state_dict', checkpoint)
+        head = [
+            key for key in weights
+            if re.sub(r'^module\.', '', key).startswith('head.')
+        ]
+        for key in head:
+            del weights[key]
+        if head:
+            known = tuple(self.classes) if self.classes else 'unknown names'
+            runner.logger.info(
+                f'The checkpoint has the classes {known}, the data set has '
+                f'{tuple(classes)}: the head starts fresh, with its '
+                f'{len(head)} weights and statistics ('
+                f'{", ".join(key.split("head.", 1)[1] for key in head)}).')
 
     def before_test(self, runner: Runner) -> None:
         """Compare the names of the classes of the checkpoint and the data set.

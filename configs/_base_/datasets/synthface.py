@@ -10,6 +10,7 @@ data_preprocessor = dict(
 
 train_pipeline = [
     dict(type='LoadCheckedImage'),
+    dict(type='Resize', scale=(112, 112)),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='RandomCrop', crop_size=112, padding=8),
     dict(type='PackInputs'),
@@ -17,6 +18,7 @@ train_pipeline = [
 
 test_pipeline = [
     dict(type='LoadCheckedImage'),
+    dict(type='Resize', scale=(112, 112)),
     dict(type='PackInputs'),
 ]
 

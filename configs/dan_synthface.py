@@ -1,0 +1,28 @@
+_base_ = [
+    '_base_/models/dan_resnet18.py',
+    '_base_/datasets/synthface.py',
+    '_base_/schedules/adam_onecycle_5e.py',
+    '_base_/default_runtime.py',
+]
+
+# Half as wide, for two cores; the last stage keeps its resolution, for
+# attention maps of 7x7. As in the paper, the backbone has been trained before:
+# by resnet18_synthface.py.
+model = dict(
+    backbone=dict(
+        stem_channels=32,
+        base_channels=32,
+        strides=(1, 2, 2, 1),
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='work_dirs/resnet18_synthface/epoch_3.pth',
+            prefix='backbone')),
+    neck=dict(in_channels=256),
+    head=dict(
+        num_classes={{_base_.data_preprocessor.num_classes}}, in_channels=256))
+
+param_scheduler = dict(total_steps=2)
+train_cfg = dict(max_epochs=2)
+
+default_hooks = dict(
+    logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=1))

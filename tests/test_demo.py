@@ -1,0 +1,120 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""`make demo` and the tools that it uses, on a few drawn faces."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import cv2
+import pytest
+from conftest import ROOT
+
+
+def run(folder, *command):
+    process = subprocess.run([sys.executable, *map(str, command)],
+                             cwd=folder,
+                             env=dict(os.environ, PYTHONPATH=ROOT),
+                             text=True,
+                             stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT)
+    return process.returncode, process.stdout
+
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+    """A copy of the configs and tools, with few pictures, after a run of the
+    demo; and what it printed."""
+    folder = tmp_path_factory.mktemp('demo')
+    for name in 'configs', 'tools':
+        shutil.copytree(f'{ROOT}/{name}', folder / name)
+    path = folder / 'configs/_base_/datasets/synthface.py'
+    text, count = re.subn(r'num_identities=\d+', 'num_identities=2',
+                          path.read_text())
+    assert count == 3
+    path.write_text(text.replace('batch_size=32', 'batch_size=8'))
+    code, output = run(folder, 'tools/demo/train_synthface.py')
+    assert code == 0, output
+    return folder, output
+
+
+@pytest.mark.slow
+def test_demo(demo):
+    folder, output = demo
+    out = folder / 'work_dirs/demo'
+    # One line says where everything is.
+    assert output.strip().splitlines()[-1].endswith(f'are in {out}')
+    results = json.loads((out / 'results.json').read_text())
+    for method in 'resnet18', 'dan':
+        accuracy = results[method]['accuracy/top1']
+        assert re.search(fr'(ResNet|DAN).* {accuracy:.1f} %', output)
+        matrix = results[method]['confusion_matrix']
+        assert sum(map(sum, matrix)) == 16
+        assert 100 / 16 * sum(matrix[i][i] for i in range(8)) == accuracy
+        figure = cv2.imread(str(out / f'confusion_matrix_{method}.png'))
+        assert figure.shape[0] > 400 and figure.std() > 10
+    sheet = cv2.imread(str(out / 'attention_maps.png'))
+    assert sheet.shape[0] > 8 * 112 and sheet.shape[1] > 5 * 112
+
+
+@pytest.mark.slow
+def test_demo_again_trains_nothing(demo):
+    folder, _ = demo
+    code, output = run(folder, 'tools/demo/train_synthface.py')
+    assert code == 0, output
+    assert 'resumed epoch: 2' in output and 'Epoch(train)' not in output
+
+
+@pytest.mark.slow
+def test_covered_parts(demo):
+    folder, _ = demo
+    results = json.loads((folder / 'work_dirs/demo/results.json').read_text())
+    code, output = run(folder, 'tools/analysis_tools/covered_parts.py',
+                       'configs/dan_synthface.py',
+                       'work_dirs/dan_synthface/epoch_2.pth')
+    assert code == 0, output
+    accuracy = results['dan']['accuracy/top1']
+    assert re.search(fr'nothing +{accuracy:.1f} +\+0.0', output)
+    assert re.search(r'brows, mouth +[0-9.]+ +[-+][0-9.]+', output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('tool, config, message', [
+    ('visualization/attention_maps', 'resnet18_synthface',
+     'has the neck GlobalAveragePooling, expected MAN'),
+    ('analysis_tools/covered_parts', 'dan_ferplus',
+     'tests on FERPlus, expected SynthFace'),
+])
+def test_refusals(demo, tool, config, message):
+    folder, _ = demo
+    code, output = run(folder, f'tools/{tool}.py', f'configs/{config}.py',
+                       'work_dirs/resnet18_synthface/epoch_3.pth')
+    assert code == 1
+    assert message in output and 'Traceback' not in output
+
+
+def test_dan_says_what_to_train_first(tmp_path):
+    code = ('import dan_mm; from mmengine.runner import CheckpointLoader; '
+            'CheckpointLoader.load_checkpoint('
+            "'work_dirs/resnet18_synthface/epoch_3.pth')")
+    code, output = run(tmp_path, '-c', code)
+    assert 'Train it first: `python tools/train.py configs/resnet18' in output
+
+
+def test_another_python_is_refused_with_a_sentence(tmp_path):
+    shutil.copy(f'{ROOT}/Makefile', tmp_path)
+    (tmp_path / 'setup.py').touch()
+    python = tmp_path / 'python3.9'
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c '
+                      "'import sys; sys.version_info = (3, 9, 1); "
+                      'exec(sys.argv[1])\' "$2"\n')
+    python.chmod(0o755)
+    process = subprocess.run(['make', 'demo', f'PYTHON={python}'],
+                             cwd=tmp_path,
+                             capture_output=True,
+                             text=True)
+    assert process.returncode != 0
+    assert 'Found Python 3.9, expected 3.10, 3.11 or 3.12. Install one and ' \
+        'run: make PYTHON=python3.12 demo' in process.stderr
+    assert not (tmp_path / '.venv').exists()

@@ -1,0 +1,122 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Draw what the heads of DAN look at: pictures of the test set, a row each,
+and the attention map of each head over them."""
+import argparse
+import os
+import os.path as osp
+
+import matplotlib
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from mmengine.visualization import Visualizer
+from mmpretrain.registry import DATASETS, MODELS
+
+from dan_mm.models import MAN
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402 isort: skip
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'config', help='config file; a config is code and is executed')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out',
+        default='attention_maps.png',
+        help='the picture to write (default: %(default)s)')
+    parser.add_argument(
+        '--per-class',
+        type=int,
+        default=1,
+        help='how many pictures of each class (default: %(default)s)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config with key=value pairs')
+    return parser.parse_args()
+
+
+def pick(dataset, per_class: int) -> list:
+    """Pick pictures of each class."""
+    labels = dataset.get_gt_labels()
+    picked = []
+    for label in range(len(dataset.metainfo['classes'])):
+        found = np.flatnonzero(labels == label)
+        # Where each person shows each class, in the same order, these are
+        # other persons.
+        first = label * per_class
+        picked += [
+            found[(first + i) % len(found)]
+            for i in range(min(per_class, len(found)))
+        ]
+    return picked
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    classes = dataset.metainfo['classes']
+    cfg.model.data_preprocessor = cfg.get('data_preprocessor')
+    model = MODELS.build(cfg.model)
+    if not isinstance(model.neck, MAN):
+        raise SystemExit(f'{args.config} has the neck '
+                         f'{type(model.neck).__name__}, expected MAN, which '
+                         'has attention maps. Use a config of DAN.')
+    load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
+    model.eval()
+
+    indices = pick(dataset, args.per_class)
+    heads = model.neck.num_heads
+    figure, grid = plt.subplots(
+        len(indices),
+        heads + 1,
+        squeeze=False,
+        figsize=(1.6 * (heads + 1), 1.75 * len(indices)),
+        layout='constrained')
+    for row, index in zip(grid, indices):
+        sample = dataset[index]
+        # BGR, as the transforms have it
+        picture = sample['inputs'].permute(1, 2, 0).numpy()[..., ::-1]
+        picture = np.ascontiguousarray(picture)
+        data = model.data_preprocessor(pseudo_collate([sample]))
+        with torch.no_grad():
+            feats = model.extract_feat(data['inputs'], stage='backbone')
+            maps = model.neck.attention_maps(feats)[0]
+            scores = model(**data, mode='predict')[0]
+        truth = classes[int(sample['data_samples'].gt_label)]
+        found = classes[int(scores.pred_label)]
+        row[0].imshow(picture)
+        row[0].set_title(
+            truth if truth == found else f'{truth}, taken for {found}',
+            fontsize=8,
+            color='black' if truth == found else 'tab:red')
+        size = picture.shape[:2]
+        for j, (axes, attention) in enumerate(zip(row[1:], maps)):
+            overlay = Visualizer.draw_featmap(
+                torch.nn.functional.interpolate(
+                    attention[None, None], size, mode='bicubic')[0], picture)
+            axes.imshow(overlay)
+            axes.set_title(f'head {j + 1}', fontsize=8)
+        for axes in row:
+            axes.axis('off')
+    os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
+    figure.savefig(args.out, dpi=120)
+    side = 'x'.join(map(str, maps.shape[1:]))
+    print(f'Wrote {len(indices)} pictures with the {side} maps of {heads} '
+          f'heads to {args.out}.')
+
+
+if __name__ == '__main__':
+    main()
