@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, draw_face
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.engine import CheckpointFitHook
@@ -242,6 +244,102 @@ def test_the_training_tool_merges_its_arguments():
         merge(ferplus, '--cfg-options', 'train_cfg.max_epochs=10')
     merge(ferplus, '--cfg-options', 'train_cfg.max_epochs=10',
           'param_scheduler.total_steps=10')
+
+
+def own_folder(root):
+    """Pictures of two classes that no data set has."""
+    for label, name in enumerate(('glad', 'grim')):
+        (root / name).mkdir(parents=True)
+        for i in range(17):
+            cv2.imwrite(
+                str(root / name / f'{i}.png'), draw_face(2 * i + label))
+    return root
+
+
+@pytest.mark.slow
+def test_finetune(trained, tmp_path):
+    folder = own_folder(tmp_path / 'mine')
+    work_dir = tmp_path / 'work'
+    command = ('train', 'configs/dan_ferplus.py', '--finetune',
+               trained[0] / 'epoch_1.pth', folder, '--work-dir', work_dir,
+               '--resume', '--cfg-options', 'train_dataloader.batch_size=10',
+               'train_cfg.max_epochs=1')
+    code, output = run(*command)
+    assert code == 0, output
+    assert "'neutral'" in output and "('glad', 'grim')" in output
+    assert ('the head starts fresh, with its 8 weights and statistics '
+            '(fc.weight, fc.bias, bn.weight, bn.bias, bn.running_mean, '
+            'bn.running_var, bn.num_batches_tracked, loss_affinity.centers)'
+            in output)
+    assert '[3/3]' in output  # of 31 pictures, without the last one
+
+    checkpoint = torch.load(work_dir / 'epoch_1.pth', weights_only=False)
+    assert checkpoint['meta']['dataset_meta']['classes'] == ('glad', 'grim')
+    assert checkpoint['state_dict']['head.fc.weight'].shape == (2, 512)
+    # Interrupted fine-tuning goes on.
+    code, output = run(*command[:-1], 'train_cfg.max_epochs=2')
+    assert code == 0, output
+    assert 'resumed epoch: 1' in output and 'starts fresh' not in output
+    # The dumped config tests it.
+    code, output = run('test', work_dir / 'dan_ferplus.py',
+                       work_dir / 'epoch_2.pth', '--work-dir', tmp_path)
+    assert code == 0, output
+    assert 'accuracy/top1' in output
+
+
+def test_finetuning_keeps_all_but_the_head(trained, tmp_path, monkeypatch):
+    # Loads, and does not train.
+    monkeypatch.setattr(EpochBasedTrainLoop, 'run', lambda self: None)
+    folder = own_folder(tmp_path / 'mine')
+    cfg = merge(f'{ROOT}/configs/dan_ferplus.py', '--finetune',
+                str(trained[0] / 'epoch_1.pth'), str(folder), '--cfg-options',
+                f'work_dir={tmp_path}')
+    assert cfg.model.head.num_classes == 2
+    start = Runner.from_cfg(cfg)
+    start.register_hook(CheckpointFitHook(partial=True))
+    fresh = {}
+
+    class Before(Hook):
+
+        def after_load_checkpoint(self, runner, checkpoint):
+            fresh.update({
+                key: value.clone()
+                for key, value in runner.model.state_dict().items()
+            })
+
+    start.register_hook(Before())
+    start.train()
+    source = torch.load(
+        trained[0] / 'epoch_1.pth', weights_only=False)['state_dict']
+    for key, value in start.model.state_dict().items():
+        same = fresh if key.startswith('head.') else source
+        assert torch.equal(value, same[key]), key
+
+
+def test_the_same_classes_keep_the_head(trained, ferplus_root, tmp_path,
+                                        monkeypatch):
+    monkeypatch.setattr(EpochBasedTrainLoop, 'run', lambda self: None)
+    start = runner(
+        ferplus_root, tmp_path, load_from=str(trained[0] / 'epoch_1.pth'))
+    start.register_hook(CheckpointFitHook(partial=True))
+    start.train()
+    source = torch.load(
+        trained[0] / 'epoch_1.pth', weights_only=False)['state_dict']
+    for key, value in start.model.state_dict().items():
+        assert torch.equal(value, source[key]), key
+
+
+def test_finetuning_refuses(tmp_path):
+    config = f'{ROOT}/configs/dan_rafdb.py'
+    with pytest.raises(SystemExit, match='--finetune: .*no folder .*nowhere'):
+        merge(config, '--finetune', 'x.pth', str(tmp_path / 'nowhere'))
+    cfg = merge(config, '--finetune', 'x.pth',
+                str(own_folder(tmp_path / 'mine')))
+    # Weights to start from are those of the checkpoint, not of the recipe.
+    assert cfg.model.backbone.init_cfg is None and cfg.load_from == 'x.pth'
+    assert cfg.work_dir == './work_dirs/dan_rafdb_mine'
+    assert [metric.type for metric in cfg.val_evaluator
+            ] == ['Accuracy', 'BalancedAccuracy']
 
 
 @pytest.mark.parametrize('method', ['dan', 'resnet18'])

@@ -90,9 +90,7 @@ class FERFolder(FERDataset):
                 f'{cls.__name__} found no folder {osp.abspath(folder)}, '
                 'expected one with a folder of pictures per class. Check the '
                 'path.')
-        classes = sorted(
-            entry.name for entry in os.scandir(folder)
-            if entry.is_dir() and not entry.name.startswith('.'))
+        classes = cls._list_folders(folder)
         if len(classes) < 2:
             raise ValueError(
                 f'{cls.__name__} found the folders {classes} in '
@@ -100,10 +98,16 @@ class FERFolder(FERDataset):
                 'each of at least 2 classes. Sort the pictures into them.')
         return classes
 
+    @staticmethod
+    def _list_folders(folder: str) -> List[str]:
+        return sorted(
+            entry.name for entry in os.scandir(folder)
+            if entry.is_dir() and not entry.name.startswith('.'))
+
     def load_split(self, split: str) -> List[dict]:
         """List the pictures of a split."""
         classes = self.metainfo['classes']
-        unknown = set(self.find_classes(self.folder)) - set(classes)
+        unknown = set(self._list_folders(self.folder)) - set(classes)
         if unknown:
             raise ValueError(
                 f'{type(self).__name__} found the folders {sorted(unknown)} '
