@@ -84,7 +84,8 @@ def test_rafdb_augmentation():
     assert 0.42 < np.mean(erased) < 0.58
 
 
-@pytest.mark.parametrize('method', ['dan', 'resnet18'])
+@pytest.mark.parametrize('method',
+                         ['dan', 'resnet18', 'dan-7x7', 'resnet18-7x7'])
 def test_ferplus_chooses_on_training_pictures(method):
     cfg = Config.fromfile(f'{ROOT}/configs/{method}_ferplus.py')
     for phase, split, share in (('train', 'train', 0.1), ('val', 'val', 0.1),
@@ -94,3 +95,12 @@ def test_ferplus_chooses_on_training_pictures(method):
         assert dataset.get('val_split') == share
     metrics = [metric.type for metric in cfg.test_evaluator]
     assert metrics == ['Accuracy', 'BalancedAccuracy']
+
+
+@pytest.mark.parametrize('name', ['dan_synthface', 'dan-7x7_ferplus'])
+def test_maps_of_7x7(name):
+    cfg = Config.fromfile(f'{ROOT}/configs/{name}.py')
+    cfg.model.backbone.pop('init_cfg', None)
+    model = MODELS.build(cfg.model).eval()
+    feats = model.backbone(torch.rand(1, 3, 112, 112))
+    assert model.neck.attention_maps(feats).shape == (1, 4, 7, 7)

@@ -91,4 +91,7 @@ def test_equals_the_original(case, tmp_path):
         ):
             expected = golden[f'{case}_{mode}_{name}']
             error = np.abs(value.detach().numpy() - expected).max()
-            assert error <= tolerance * np.abs(expected).max(), (mode, name)
+            largest = np.abs(expected).max()
+            # `pytest -s` prints what README quotes.
+            print(f'{case} {mode:5} {name:18} {error / (largest or 1):.1e}')
+            assert error <= tolerance * largest, (mode, name)
