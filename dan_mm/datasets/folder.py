@@ -35,8 +35,8 @@ class FERFolder(FERDataset):
         data_root (str): The folder.
         split (str): 'train', 'val' or 'test'. Defaults to 'train'.
         val_split (float): The share of the training set that becomes the
-            validation set where there is no folder for it, in (0, 1).
-            Defaults to 0.1.
+            validation set where there is no folder for it, in (0, 1), at
+            least one picture of each class. Defaults to 0.1.
         classes (Sequence[str], optional): The names of the classes in the
             order of their indices. Defaults to None, the names of the folders
             of the training set in alphabetical order.
@@ -137,3 +137,9 @@ class FERFolder(FERDataset):
                 'no pictures by their extension, the first is '
                 f'{others[0]}; it reads {", ".join(IMG_EXTENSIONS)}.')
         return data_list
+
+    def _take_part(self, data_list: List[dict]) -> List[dict]:
+        # Of few pictures, one of each class.
+        share = len(self.metainfo['classes']) / len(data_list)
+        self.val_split = max(self.val_split, share)
+        return super()._take_part(data_list)

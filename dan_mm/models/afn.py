@@ -200,7 +200,8 @@ class AFN(ClsHead):
                 f'classes and {weight.shape[1]} channels, that of the model '
                 f'{self.num_classes} and {self.in_channels}. Use a config '
                 'with the classes and the backbone that the checkpoint was '
-                'trained with, or load only its backbone, by '
+                'trained with. To train it on other classes use '
+                '`tools/train.py --finetune`, or load only its backbone, by '
                 "`init_cfg=dict(type='Pretrained', checkpoint=..., "
                 "prefix='backbone')` in `model.backbone`.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

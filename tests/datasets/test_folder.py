@@ -60,6 +60,12 @@ def test_only_the_training_set_in_a_folder(tmp_path):
     assert len(load(tmp_path, 'test', val_split=.2)) == 8
 
 
+def test_few_pictures_are_enough(tmp_path):
+    make(tmp_path, a=3, b=3, c=3)
+    assert sorted(load(tmp_path, 'val').get_gt_labels()) == [0, 1, 2]
+    assert len(load(tmp_path)) == 6
+
+
 def test_classes_can_be_given(tmp_path):
     make(tmp_path, a=10, b=10)
     dataset = load(tmp_path, classes=['b', 'a'])
