@@ -3,9 +3,10 @@ from .ferplus import FERPlus
 from .folder import FERFolder
 from .loading import LoadCheckedImage
 from .rafdb import RAFDB
+from .sampler import BalancedSampler
 from .synthface import CoverParts, SynthFace
 
 __all__ = [
-    'CoverParts', 'FERFolder', 'FERPlus', 'LoadCheckedImage', 'RAFDB',
-    'SynthFace'
+    'BalancedSampler', 'CoverParts', 'FERFolder', 'FERPlus',
+    'LoadCheckedImage', 'RAFDB', 'SynthFace'
 ]

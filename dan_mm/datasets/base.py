@@ -91,6 +91,11 @@ class FERDataset(BaseDataset):
                 f'{list(self.OFFICIAL_COUNTS)}. Set `val_split=0.1` to take a '
                 'tenth of the training set for validation.')
         data_list = self.load_split(split)
+        if not data_list:
+            raise ValueError(
+                f'{name} found no picture of the split {split!r} in '
+                f'{self.data_root}, expected some. Restore the annotations '
+                'and pictures from the data set.')
         self._check_files(data_list)
         expected = self.OFFICIAL_COUNTS[split]
         if expected is not None and len(data_list) != expected:

@@ -93,6 +93,10 @@ def test_refusals(tmp_path):
     make(tmp_path, c=1)
     with pytest.raises(ValueError, match=r"\['b'\].*expected only the clas"):
         load(tmp_path, classes=['a', 'c'])
+    (tmp_path / 'y' / 'val').mkdir(parents=True)
+    make(tmp_path / 'y', train_a=3, train_b=3)
+    with pytest.raises(ValueError, match="no picture of the split 'val' in"):
+        load(tmp_path / 'y', 'val')
     make(tmp_path / 'x', train_a=3, train_b=3, val_z=1)
     with pytest.raises(ValueError, match=r"\['z'\].*expected only"):
         load(tmp_path / 'x', 'val')
