@@ -19,17 +19,20 @@ help:
 
 # Everything but the detector, without a compiler.
 .venv/base: setup.py Makefile
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Found Python {v[0]}.{v[1]}, expected 3.10, 3.11 or 3.12. Install one and run: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Found Python {v[0]}.{v[1]}, expected 3.10, 3.11 or 3.12. Install one and run: make clean, make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	@# An environment made by an interrupted run is completed, not made anew.
-	@test -x $(BIN)/python -a -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || { \
-		echo 'Found no venv and pip in $(PYTHON), expected both. Install them, for example with: apt-get install python3-venv'; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip .venv || { \
+		echo 'Found no venv in $(PYTHON), expected it. Install it, for example with: apt-get install python3-venv'; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip || { \
+		echo 'Found no pip in $(PYTHON), expected it. Install it, for example with: apt-get install python3-venv, and run: make clean'; exit 1; }
 	$(BIN)/python -m pip install --upgrade pip 'setuptools<82' wheel ninja
 	$(BIN)/python -m pip install $(TORCH)
 	@# Built apart from torch it has no compiled ops: not for pip's cache,
 	@# where the detector would find it.
-	$(BIN)/python -c 'import mmcv' 2>/dev/null || \
+	$(BIN)/python -m pip show --quiet onedl-mmcv 2>/dev/null || \
 		$(BIN)/python -m pip install --no-cache-dir $(MMCV)
 	$(BIN)/python -m pip install -e .
+	@$(BIN)/python -c 'import cv2' || { echo 'OpenCV does not load, for the reason above. It needs two libraries of the system: apt-get install libgl1 libglib2.0-0'; exit 1; }
 	@touch $@
 
 demo: .venv/base

@@ -25,4 +25,4 @@ param_scheduler = dict(total_steps=2)
 train_cfg = dict(max_epochs=2)
 
 default_hooks = dict(
-    logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=1))
+    logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=2))

@@ -8,4 +8,4 @@ _base_ = [
 model = dict(head=dict(num_classes={{_base_.data_preprocessor.num_classes}}))
 
 default_hooks = dict(
-    checkpoint=dict(save_best='accuracy/top1', max_keep_ckpts=1))
+    checkpoint=dict(save_best='accuracy/top1', max_keep_ckpts=2))

@@ -16,4 +16,4 @@ param_scheduler = dict(total_steps=3, eta_max=2e-3)
 train_cfg = dict(max_epochs=3)
 
 default_hooks = dict(
-    logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=1))
+    logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=2))

@@ -94,6 +94,21 @@ def test_refusals(demo, tool, config, message):
     assert message in output and 'Traceback' not in output
 
 
+@pytest.mark.slow
+def test_another_training_is_not_shown_as_the_demo(demo):
+    folder, _ = demo
+    latest = folder / 'work_dirs/dan_synthface/last_checkpoint'
+    before = latest.read_text()
+    path = before.replace('epoch_2', 'epoch_3')
+    shutil.copy(before, path)
+    latest.write_text(path)
+    code, output = run(folder, 'tools/demo/train_synthface.py')
+    latest.write_text(before)
+    os.remove(path)
+    assert code == 1
+    assert 'expected epoch_2.pth' in output
+
+
 def test_dan_says_what_to_train_first(tmp_path):
     code = ('import dan_mm; from mmengine.runner import CheckpointLoader; '
             'CheckpointLoader.load_checkpoint('
@@ -116,5 +131,5 @@ def test_another_python_is_refused_with_a_sentence(tmp_path):
                              text=True)
     assert process.returncode != 0
     assert 'Found Python 3.9, expected 3.10, 3.11 or 3.12. Install one and ' \
-        'run: make PYTHON=python3.12 demo' in process.stderr
+        'run: make clean, make PYTHON=python3.12 demo' in process.stderr
     assert not (tmp_path / '.venv').exists()

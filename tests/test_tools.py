@@ -250,7 +250,7 @@ def own_folder(root):
     """Pictures of two classes that no data set has."""
     for label, name in enumerate(('glad', 'grim')):
         (root / name).mkdir(parents=True)
-        for i in range(17):
+        for i in range(17 + label):
             cv2.imwrite(
                 str(root / name / f'{i}.png'), draw_face(2 * i + label))
     return root
@@ -296,7 +296,7 @@ def test_finetuning_keeps_all_but_the_head(trained, tmp_path, monkeypatch):
                 f'work_dir={tmp_path}')
     assert cfg.model.head.num_classes == 2
     start = Runner.from_cfg(cfg)
-    start.register_hook(CheckpointFitHook(partial=True))
+    start.register_hook(CheckpointFitHook(new_classes=True))
     fresh = {}
 
     class Before(Hook):
@@ -321,7 +321,7 @@ def test_the_same_classes_keep_the_head(trained, ferplus_root, tmp_path,
     monkeypatch.setattr(EpochBasedTrainLoop, 'run', lambda self: None)
     start = runner(
         ferplus_root, tmp_path, load_from=str(trained[0] / 'epoch_1.pth'))
-    start.register_hook(CheckpointFitHook(partial=True))
+    start.register_hook(CheckpointFitHook(new_classes=True))
     start.train()
     source = torch.load(
         trained[0] / 'epoch_1.pth', weights_only=False)['state_dict']
@@ -329,15 +329,82 @@ def test_the_same_classes_keep_the_head(trained, ferplus_root, tmp_path,
         assert torch.equal(value, source[key]), key
 
 
+def test_finetuning_needs_all_weights(trained, tmp_path):
+    folder = own_folder(tmp_path / 'mine')
+    # Of another width, of other heads, without heads.
+    for options, message in (
+        (['model.neck.num_heads=2'], '4 attention heads'),
+        ([
+            'model.backbone.base_channels=32', 'model.neck.in_channels=256',
+            'model.head.in_channels=256'
+        ], 'take 512 channels'),
+        (['model.backbone.stem_channels=32'], 'backbone.*32.*does not fit|'
+         'does not fit.*backbone.conv1.weight.*32'),
+    ):
+        cfg = merge(f'{ROOT}/configs/dan_ferplus.py', '--finetune',
+                    str(trained[0] / 'epoch_1.pth'), str(folder),
+                    '--cfg-options', f'work_dir={tmp_path}', *options)
+        start = Runner.from_cfg(cfg)
+        start.register_hook(CheckpointFitHook(new_classes=True))
+        with pytest.raises(ValueError, match=message):
+            start.train()
+
+
+def test_starting_from_weights_of_another_shape_is_refused(
+        trained, ferplus_root, tmp_path):
+    start = runner(
+        ferplus_root,
+        tmp_path,
+        load_from=str(trained[0] / 'epoch_1.pth'),
+        model__backbone__stem_channels=32)
+    start.register_hook(CheckpointFitHook(partial=True, new_classes=True))
+    with pytest.raises(ValueError, match='backbone.bn1.* has the shape .64,'):
+        start.train()
+
+
+def test_resuming_with_other_classes_is_refused(trained, tmp_path):
+    work_dir = tmp_path / 'work'
+    shutil.copytree(trained[0], work_dir)
+    cfg = Config.fromfile(f'{ROOT}/configs/dan_ferplus.py')
+    cfg.merge_from_dict(small(tmp_path))
+    names = [f'c{i}' for i in range(8)]
+    for name in names:
+        (tmp_path / 'mine' / name).mkdir(parents=True)
+        for i in range(3):
+            cv2.imwrite(f'{tmp_path}/mine/{name}/{i}.png', draw_face(i))
+    cfg.train_dataloader.dataset = dict(
+        type='FERFolder',
+        data_root=f'{tmp_path}/mine',
+        pipeline=cfg.train_dataloader.dataset.pipeline)
+    cfg.update(work_dir=str(work_dir), resume=True, val_cfg=None)
+    cfg.update(val_dataloader=None, val_evaluator=None)
+    cfg.train_cfg.max_epochs = 2
+    resumed = Runner.from_cfg(cfg)
+    resumed.register_hook(CheckpointFitHook())
+    with pytest.raises(ValueError, match="'neutral'.*'c0'.*--finetune"):
+        resumed.train()
+
+
 def test_finetuning_refuses(tmp_path):
     config = f'{ROOT}/configs/dan_rafdb.py'
     with pytest.raises(SystemExit, match='--finetune: .*no folder .*nowhere'):
         merge(config, '--finetune', 'x.pth', str(tmp_path / 'nowhere'))
-    cfg = merge(config, '--finetune', 'x.pth',
-                str(own_folder(tmp_path / 'mine')))
+    folder = own_folder(tmp_path / 'mine')
+    cfg = merge(config, '--finetune', 'x.pth', str(folder))
     # Weights to start from are those of the checkpoint, not of the recipe.
     assert cfg.model.backbone.init_cfg is None and cfg.load_from == 'x.pth'
     assert cfg.work_dir == './work_dirs/dan_rafdb_mine'
+    # 31 pictures: a batch of 30 would leave one.
+    batch = 'train_dataloader.batch_size=%d'
+    for size, drops in (30, True), (10, True), (8, False), (31, False):
+        cfg = merge(config, '--finetune', 'x.pth', str(folder),
+                    '--cfg-options', batch % size)
+        assert cfg.train_dataloader.get('drop_last', False) == drops
+    (tmp_path / 'parts').mkdir()
+    folder.rename(tmp_path / 'parts' / 'train')
+    (tmp_path / 'parts' / 'val' / 'glum').mkdir(parents=True)
+    with pytest.raises(SystemExit, match="--finetune: .*'glum'"):
+        merge(config, '--finetune', 'x.pth', str(tmp_path / 'parts'))
     assert [metric.type for metric in cfg.val_evaluator
             ] == ['Accuracy', 'BalancedAccuracy']
 

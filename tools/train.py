@@ -9,6 +9,7 @@ from copy import deepcopy
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.runner import Runner, find_latest_checkpoint
+from mmpretrain.registry import DATASETS
 
 # It closes unsafe loading of checkpoints, whatever the config imports.
 from dan_mm.datasets import FERFolder
@@ -80,10 +81,11 @@ def finetune(cfg: Config, checkpoint: str, folder: str) -> None:
     """Start from a checkpoint and take the data from a folder."""
     try:
         # The order of the classes is that of the training set everywhere.
-        train = FERFolder(folder, split='train')
+        classes = FERFolder(folder, split='train').metainfo['classes']
+        for split in 'val', 'test':
+            FERFolder(folder, split=split, classes=classes)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f'--finetune: {error}')
-    classes = train.metainfo['classes']
     for key in 'dataloader', 'evaluator', 'cfg':
         if cfg.get(f'val_{key}') is None:
             cfg[f'val_{key}'] = deepcopy(cfg[f'test_{key}'])
@@ -95,14 +97,21 @@ def finetune(cfg: Config, checkpoint: str, folder: str) -> None:
             split=split,
             classes=classes,
             pipeline=loader.dataset.pipeline)
-    # The last batch may have one picture, which can't be trained on.
-    cfg.train_dataloader.drop_last = (
-        len(train) > cfg.train_dataloader.batch_size)
     cfg.model.head.num_classes = len(classes)
     cfg.data_preprocessor.num_classes = len(classes)
     cfg.model.backbone.init_cfg = None
     cfg.default_hooks.checkpoint.save_best = 'accuracy/top1'
     cfg.load_from = checkpoint
+
+
+def drop_single_picture(cfg: Config) -> None:
+    """Leave out a last batch of one picture, which can't be trained on."""
+    loader = cfg.train_dataloader
+    dataset = {**loader.dataset, 'pipeline': ()}
+    pictures = len(DATASETS.build(dataset))
+    share = -(-pictures // int(os.environ.get('WORLD_SIZE', 1)))
+    if share > loader.batch_size and share % loader.batch_size == 1:
+        loader.drop_last = True
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
@@ -111,6 +120,12 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     if args.finetune:
         finetune(cfg, *args.finetune)
         name += f'_{osp.basename(osp.abspath(args.finetune[1]))}'
+
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+
+    if args.finetune:
+        drop_single_picture(cfg)
 
     if args.no_validate:
         cfg.val_cfg = None
@@ -164,9 +179,6 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         if args.no_persistent_workers:
             cfg[field].persistent_workers = False
 
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
-
     schedulers = cfg.get('param_scheduler') or []
     epochs = cfg.train_cfg.get('max_epochs')
     for scheduler in ([schedulers]
@@ -185,8 +197,11 @@ def main() -> None:
     args = parse_args()
     cfg = merge_args(Config.fromfile(args.config), args)
     runner = Runner.from_cfg(cfg)
-    # Other weights are a start for training, but not to resume.
-    runner.register_hook(CheckpointFitHook(partial=not cfg.get('resume')))
+    # Other weights are a start for training, but not to resume or fine-tune.
+    runner.register_hook(
+        CheckpointFitHook(
+            partial=not cfg.get('resume') and not args.finetune,
+            new_classes=not cfg.get('resume')))
     runner.train()
 
 

@@ -10,6 +10,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .base import FERDataset
 
+SPLIT_NAMES = ('train', 'training', 'val', 'valid', 'validation', 'test',
+               'testing')
+
 
 @DATASETS.register_module()
 class FERFolder(FERDataset):
@@ -28,15 +31,15 @@ class FERFolder(FERDataset):
     and 'test' stand in for each other, and without both ``val_split`` takes
     them out of the training set.
 
-    Files that are no pictures by their extension are left out with a warning
-    that names one.
+    Files that are in no folder of a class, or are no pictures by their
+    extension, are left out with a warning that names one.
 
     Args:
         data_root (str): The folder.
         split (str): 'train', 'val' or 'test'. Defaults to 'train'.
         val_split (float): The share of the training set that becomes the
-            validation set where there is no folder for it, in (0, 1), at
-            least one picture of each class. Defaults to 0.1.
+            validation set where there is no folder for it, in (0, 1); of few
+            pictures, at least as many as there are classes. Defaults to 0.1.
         classes (Sequence[str], optional): The names of the classes in the
             order of their indices. Defaults to None, the names of the folders
             of the training set in alphabetical order.
@@ -55,16 +58,24 @@ class FERFolder(FERDataset):
         data_root = osp.expanduser(data_root)
         parted = osp.isdir(osp.join(data_root, 'train'))
         self.folder = data_root
+        if osp.isdir(data_root):
+            self._check_splits(data_root, parted)
         if parted:
             self.folder = osp.join(data_root, 'train')
-            for other in () if split == 'train' else (split, 'val', 'test'):
-                if osp.isdir(osp.join(data_root, other)):
-                    self.folder = osp.join(data_root, other)
-                    break
-            if any(
-                    osp.isdir(osp.join(data_root, other))
-                    for other in ('val', 'test')):
+            held = [
+                other for other in (split, 'val', 'test')
+                if other != 'train' and osp.isdir(osp.join(data_root, other))
+            ]
+            if held:
                 val_split = 0.
+                if split != 'train':
+                    self.folder = osp.join(data_root, held[0])
+        if split != 'train' and not val_split and self.folder in (
+                data_root, osp.join(data_root, 'train')):
+            raise ValueError(
+                f"{type(self).__name__} got split='{split}' and val_split=0, "
+                f'and found no folder of that split in {data_root}: it would '
+                'be the training set. Set `val_split`, or add the folder.')
         if val_split and split == 'test':
             split = 'val'
         if classes is None:
@@ -76,6 +87,19 @@ class FERFolder(FERDataset):
             val_split=val_split,
             metainfo=dict(classes=tuple(classes)),
             **kwargs)
+
+    def _check_splits(self, data_root: str, parted: bool) -> None:
+        folders = self._list_folders(data_root)
+        splits = {'train', 'val', 'test'}
+        # Other names of splits, which would be taken for classes.
+        others = sorted(
+            set(folders) - splits if parted else
+            [name for name in folders if name.lower() in SPLIT_NAMES])
+        if others:
+            raise ValueError(
+                f'{type(self).__name__} found the folders {folders} in '
+                f'{data_root}, expected either a folder for each class or '
+                f'`train`, `val` and `test`. Rename or move {others}.')
 
     @classmethod
     def find_classes(cls, folder: str) -> List[str]:
@@ -113,7 +137,8 @@ class FERFolder(FERDataset):
                 f'{type(self).__name__} found the folders {sorted(unknown)} '
                 f'in {self.folder}, expected only the classes '
                 f'{tuple(classes)}. Rename or remove them.')
-        data_list, others = [], []
+        data_list = []
+        others = [osp.join(self.folder, file) for file in scandir(self.folder)]
         for label, name in enumerate(classes):
             folder = osp.join(self.folder, name)
             pictures = []
@@ -134,12 +159,13 @@ class FERFolder(FERDataset):
         if others:
             warnings.warn(
                 f'{type(self).__name__} left out {len(others)} files that are '
-                'no pictures by their extension, the first is '
-                f'{others[0]}; it reads {", ".join(IMG_EXTENSIONS)}.')
+                'in no folder of a class or are no pictures by their '
+                f'extension, the first is {others[0]}; it reads '
+                f'{", ".join(IMG_EXTENSIONS)}.')
         return data_list
 
     def _take_part(self, data_list: List[dict]) -> List[dict]:
-        # Of few pictures, one of each class.
+        # Of few pictures, about one of each class.
         share = len(self.metainfo['classes']) / len(data_list)
         self.val_split = max(self.val_split, share)
         return super()._take_part(data_list)

@@ -5,6 +5,7 @@ import os
 import os.path as osp
 import shutil
 import tempfile
+import time
 from functools import partial
 from typing import Dict, List, Sequence, Tuple
 
@@ -67,6 +68,7 @@ ACTION_UNITS = ('AU1', 'AU2', 'AU4', 'AU5', 'AU6', 'AU7', 'AU9', 'AU10',
                 'AU26')
 PARTS = ('brows', 'eyes', 'nose', 'mouth')
 
+PREFIX = '.drawing-'  # of folders that are not finished
 # Drawn larger and shrunk: smooth edges.
 SUPERSAMPLING = 2
 SHIFT = 4  # fractional bits of OpenCV's coordinates
@@ -795,6 +797,11 @@ class SynthFace(FERDataset):
         if not 1 <= num_identities <= 10**6:
             raise ValueError(f'SynthFace got num_identities={num_identities}, '
                              'expected 1 to 1,000,000.')
+        if kwargs.get('val_split'):
+            raise ValueError(
+                f'SynthFace got val_split={kwargs["val_split"]}, expected '
+                'none: it would part the pictures of a person. Use '
+                "split='val', which has other persons.")
         self.num_identities = num_identities
         self.size = size
         self.seed = seed
@@ -811,16 +818,25 @@ class SynthFace(FERDataset):
                           f'v{self.VERSION}-{self.size}px-seed{self.seed}',
                           f'{split}-{self.num_identities}')
         # One process of each machine draws, the others wait.
-        if dist.get_local_rank() == 0 and not osp.isdir(folder):
+        if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not osp.isdir(folder):
             self._draw(split, folder)
         dist.barrier()
         path = osp.join(folder, 'annotations.json')
         try:
-            data_list = json.loads('\n'.join(self._read_lines(path)))
-        except ValueError as error:
+            with open(path) as file:
+                data_list = json.load(file)
+            files = set(os.listdir(folder))
+            missing = [
+                info[key] for info in data_list
+                for key in ('img_path', 'parts_path') if info[key] not in files
+            ]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            missing = [f'{path} ({error})']
+        if missing:
             raise ValueError(
-                f'SynthFace can not read {path} ({error}), expected what it '
-                f'wrote there. Remove {folder}: it is drawn again.') from error
+                f'SynthFace misses {len(missing)} files in {folder}, the '
+                f'first is {missing[0]}, expected all that it wrote there. '
+                'Remove that folder: it is drawn again.')
         for info in data_list:
             for key in 'img_path', 'parts_path':
                 info[key] = osp.join(folder, info[key])
@@ -829,9 +845,13 @@ class SynthFace(FERDataset):
     def _draw(self, split: str, folder: str) -> None:
         first = list(self.OFFICIAL_COUNTS).index(split) * 10**6
         os.makedirs(osp.dirname(folder), exist_ok=True)
+        # What a killed process left, a day ago or earlier.
+        for entry in os.scandir(osp.dirname(folder)):
+            if entry.name.startswith(PREFIX) and (entry.stat().st_mtime
+                                                  < time.time() - 86400):
+                shutil.rmtree(entry.path, ignore_errors=True)
         # The folder is whole or not there.
-        temporary = tempfile.mkdtemp(
-            prefix='.drawing-', dir=osp.dirname(folder))
+        temporary = tempfile.mkdtemp(prefix=PREFIX, dir=osp.dirname(folder))
         try:
             persons = track_progress_rich(
                 partial(

@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
+from torch.utils.data import Dataset
 
 
 @HOOKS.register_module()
@@ -17,17 +18,21 @@ class CheckpointFitHook(Hook):
     MMEngine loads what fits, logs the rest and goes on with random weights.
     ``tools/test.py`` and ``tools/train.py`` register this hook.
 
-    Where training starts from a checkpoint of other classes, the head (the
-    classifier, its BatchNorm, the class centres) starts fresh.
-
     Args:
         partial (bool): Whether some weights are enough, as for training that
-            starts from other weights. Testing and resuming need all of them,
-            and testing the names of the classes. Defaults to False.
+            starts from other weights. Testing, resuming and fine-tuning need
+            all of them. Defaults to False.
+        new_classes (bool): Whether the data set may have other classes than
+            the checkpoint, as for training that does not resume: then the head
+            (the classifier, its BatchNorm, the class centres) starts fresh.
+            Otherwise the classes must be the same. Defaults to False.
     """
 
-    def __init__(self, partial: bool = False) -> None:
+    def __init__(self,
+                 partial: bool = False,
+                 new_classes: bool = False) -> None:
         self.partial = partial
+        self.new_classes = new_classes
         self.classes = None  # their names, in a checkpoint that has them
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -40,6 +45,10 @@ class CheckpointFitHook(Hook):
         Raises:
             ValueError: If a weight is missing, left over or of another shape.
         """
+        meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else {}
+        self.classes = ((meta or {}).get('dataset_meta') or {}).get('classes')
+        if self.new_classes:
+            self._drop_other_head(runner, checkpoint)
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
@@ -50,10 +59,34 @@ class CheckpointFitHook(Hook):
                 'The checkpoint does not fit the model of this config: '
                 f'{"; ".join(problems[:3])}{more}. Use it with the config '
                 'that it was trained with.')
-        meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
-        self.classes = meta.get('classes')
-        if self.partial:
-            self._drop_other_head(runner, checkpoint)
+
+    def before_train(self, runner: Runner) -> None:
+        """Compare the names of the classes where training resumes."""
+        if not self.new_classes:
+            self.compare_classes(runner.train_loop.dataloader.dataset)
+
+    def before_test(self, runner: Runner) -> None:
+        """Compare the names of the classes."""
+        self.compare_classes(runner.test_loop.dataloader.dataset)
+
+    def compare_classes(self, dataset: Dataset) -> None:
+        """Compare the names of the classes of the checkpoint and a data set.
+
+        Args:
+            dataset (Dataset): The data set.
+
+        Raises:
+            ValueError: If the classes have other names, or another order.
+        """
+        classes = getattr(dataset, 'metainfo', {}).get('classes')
+        if self.classes and classes and tuple(self.classes) != tuple(classes):
+            raise ValueError(
+                'The checkpoint was trained on the classes '
+                f'{tuple(self.classes)}, the data set has {tuple(classes)}: '
+                'their indices do not mean the same. Use it on a data set '
+                'with the classes that it was trained on, or train it on '
+                'these with `tools/train.py --finetune`, in another work '
+                'folder.')
 
     def _drop_other_head(self, runner: Runner, checkpoint: dict) -> None:
         """Drop the weights of a head that tells other classes apart."""
@@ -62,10 +95,11 @@ class CheckpointFitHook(Hook):
         if not classes or self.classes and tuple(
                 self.classes) == tuple(classes):
             return
-        weights = checkpoint.get('state_dict', checkpoint)
+        weights = checkpoint.get('state_dict', checkpoint) if isinstance(
+            checkpoint, dict) else {}
         head = [
             key for key in weights
-            if re.sub(r'^module\.', '', key).startswith('head.')
+            if re.sub(r'^module\.', '', str(key)).startswith('head.')
         ]
         for key in head:
             del weights[key]
@@ -76,24 +110,6 @@ class CheckpointFitHook(Hook):
                 f'{tuple(classes)}: the head starts fresh, with its '
                 f'{len(head)} weights and statistics ('
                 f'{", ".join(key.split("head.", 1)[1] for key in head)}).')
-
-    def before_test(self, runner: Runner) -> None:
-        """Compare the names of the classes of the checkpoint and the data set.
-
-        Args:
-            runner (Runner): The runner, with its data set.
-
-        Raises:
-            ValueError: If the classes have other names, or another order.
-        """
-        dataset = runner.test_loop.dataloader.dataset
-        classes = getattr(dataset, 'metainfo', {}).get('classes')
-        if self.classes and classes and tuple(self.classes) != tuple(classes):
-            raise ValueError(
-                'The checkpoint was trained on the classes '
-                f'{tuple(self.classes)}, the data set to test on has '
-                f'{tuple(classes)}: their indices do not mean the same. Test '
-                'it on a data set with the classes that it was trained on.')
 
     def _compare(self, model: nn.Module, checkpoint: dict) -> List[str]:
         """List what of the checkpoint does not fit the model."""
@@ -113,19 +129,29 @@ class CheckpointFitHook(Hook):
             for key, value in weights.items()
         }
         if self.partial:
-            return [] if weights.keys() & model.state_dict().keys() else [
-                f'none of its {len(weights)} weights has a name that the '
-                'model knows'
+            own = model.state_dict()
+            known = weights.keys() & own.keys()
+            if not known:
+                return [
+                    f'none of its {len(weights)} weights has a name that the '
+                    'model knows'
+                ]
+            return [
+                f'{key} has the shape {tuple(weights[key].shape)}, in the '
+                f'model {tuple(own[key].shape)}' for key in sorted(known)
+                if weights[key].shape != own[key].shape
             ]
         try:
             # It raises where a weight has another shape.
             keys = model.load_state_dict(weights, strict=False)
         except RuntimeError as error:
             return [line.strip() for line in str(error).split('\n')[1:]]
-        # The class centres are for training only.
+        # The class centres are for training only; a head of other classes was
+        # dropped.
+        optional = 'head.' if self.new_classes else 'head.loss_'
         return [
             f'{key} is {what}'
             for names, what in ((keys.missing_keys, 'missing'),
                                 (keys.unexpected_keys, 'left over'))
-            for key in names if not key.startswith('head.loss_')
+            for key in names if not key.startswith(optional)
         ]

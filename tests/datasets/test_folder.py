@@ -79,6 +79,9 @@ def test_other_files_are_named(tmp_path):
     (tmp_path / 'a' / 'notes.txt').write_text('x')
     with pytest.warns(UserWarning, match='left out 1 files .*a/notes.txt'):
         assert len(load(tmp_path)) == 18
+    cv2.imwrite(str(tmp_path / 'stray.png'), draw_face(0))
+    with pytest.warns(UserWarning, match='left out 2 files .*stray.png'):
+        assert len(load(tmp_path)) == 18
 
 
 def test_refusals(tmp_path):
@@ -93,6 +96,16 @@ def test_refusals(tmp_path):
     make(tmp_path, c=1)
     with pytest.raises(ValueError, match=r"\['b'\].*expected only the clas"):
         load(tmp_path, classes=['a', 'c'])
+    make(tmp_path / 's', Train_a=3, Test_a=3)
+    with pytest.raises(ValueError, match="either a folder for each class or"):
+        load(tmp_path / 's')
+    make(tmp_path / 't', train_a=3, train_b=3, validation_a=3)
+    with pytest.raises(ValueError, match=r"Rename or move \['validation'\]"):
+        load(tmp_path / 't')
+    make(tmp_path / 'u', a=3, b=3)
+    with pytest.raises(ValueError, match='it would be the training set'):
+        load(tmp_path / 'u', 'val', val_split=0)
+    assert len(load(tmp_path / 'u', val_split=0)) == 6
     (tmp_path / 'y' / 'val').mkdir(parents=True)
     make(tmp_path / 'y', train_a=3, train_b=3)
     with pytest.raises(ValueError, match="no picture of the split 'val' in"):

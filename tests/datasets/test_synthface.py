@@ -1,5 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import os
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -92,6 +94,8 @@ def test_refusals():
         draw_face('fear', 0, size=8)
     with pytest.raises(ValueError, match='num_identities=0, expected 1'):
         SynthFace('unused', num_identities=0)
+    with pytest.raises(ValueError, match="Use split='val', which has other"):
+        SynthFace('unused', val_split=.1)
 
 
 def test_dataset(tmp_path):
@@ -140,16 +144,60 @@ def test_interrupted(tmp_path, monkeypatch):
     assert len(draw(tmp_path)) == 24
 
 
-def test_broken_cache(tmp_path):
-    path = draw(tmp_path).get_data_info(0)['img_path']
-    annotations = os.path.join(os.path.dirname(path), 'annotations.json')
+@pytest.mark.parametrize('name, content', [
+    ('0000000_fear.png', None),
+    ('0000001_anger_parts.png', None),
+    ('annotations.json', None),
+    ('annotations.json', '[{'),
+    ('annotations.json', '[{}]'),
+])
+def test_broken_cache(tmp_path, name, content):
+    folder = os.path.dirname(draw(tmp_path).get_data_info(0)['img_path'])
+    path = os.path.join(folder, name)
     os.remove(path)
-    with pytest.raises(FileNotFoundError, match='misses 1 of 24 pictures'):
+    if content is not None:
+        with open(path, 'w') as file:
+            file.write(content)
+    with pytest.raises(
+            ValueError, match=f'misses 1 files .*{name}.*it is drawn again'):
         draw(tmp_path)
-    with open(annotations, 'w') as file:
-        file.write('[{')
-    with pytest.raises(ValueError, match='Remove .*: it is drawn again'):
-        draw(tmp_path)
+
+
+def test_another_version_is_drawn_anew():
+    # Where this fails the drawing has changed: give `SynthFace.VERSION`
+    # another number, since faces that are kept on disks are of the old one.
+    face = draw_face('surprise', identity=5)
+    assert SynthFace.VERSION == 1
+    assert np.allclose(
+        face['landmarks'],
+        [[39.6, 54.1], [68.8, 51.5], [55.8, 70.4], [46.2, 83.8], [67.4, 81.9]],
+        atol=.06)
+    assert abs(face['action_units']['AU26'] - .814) < .001
+
+
+def test_leftovers_of_killed_processes_go(tmp_path):
+    folder = os.path.dirname(
+        os.path.dirname(draw(tmp_path).get_data_info(0)['img_path']))
+    for name in 'old', 'new':
+        os.makedirs(f'{folder}/.drawing-{name}')
+    os.utime(f'{folder}/.drawing-old', (0, 0))
+    draw(tmp_path, 'val', 1)
+    assert sorted(os.listdir(folder)) == ['.drawing-new', 'train-3', 'val-1']
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    code = ('import torch.distributed as dist, dan_mm; '
+            'from dan_mm.datasets import SynthFace; '
+            "dist.init_process_group('gloo'); "
+            f"print('found', len(SynthFace('{tmp_path}', num_identities=2)))")
+    process = subprocess.run([
+        sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2',
+        '--master-port=29517', '--no-python', sys.executable, '-c', code
+    ],
+                             text=True,
+                             capture_output=True)
+    assert process.stdout.count('found 16') == 2, process.stderr
 
 
 def test_cover_parts(tmp_path):

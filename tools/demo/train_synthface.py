@@ -53,7 +53,13 @@ def main() -> None:
         config = f'configs/{method}_synthface.py'
         work_dir = f'work_dirs/{method}_synthface'
         run('tools/train.py', config, '--resume', '--work-dir', work_dir)
+        epochs = Config.fromfile(osp.join(ROOT, config)).train_cfg.max_epochs
         checkpoint = find_latest_checkpoint(osp.join(ROOT, work_dir))
+        if osp.basename(checkpoint or '') != f'epoch_{epochs}.pth':
+            raise SystemExit(
+                f'Found the checkpoint {checkpoint} in {work_dir}, expected '
+                f'epoch_{epochs}.pth: something else was trained there. '
+                f'Remove {work_dir} and run the demo again.')
         metrics = test(osp.join(ROOT, config), checkpoint, args.out)
         matrix = metrics.pop('confusion_matrix/result')
         figure = ConfusionMatrix.plot(

@@ -4,17 +4,17 @@ and the attention map of each head over them."""
 import argparse
 import os
 import os.path as osp
+from tempfile import TemporaryDirectory
 
 import matplotlib
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
-from mmpretrain.registry import DATASETS, MODELS
 
+from dan_mm.engine import CheckpointFitHook
 from dan_mm.models import MAN
 
 matplotlib.use('Agg')
@@ -59,24 +59,37 @@ def pick(dataset, per_class: int) -> list:
     return picked
 
 
-def main() -> None:
-    args = parse_args()
+def load(args: argparse.Namespace):
+    """Build the model with its weights, and the test set."""
     cfg = Config.fromfile(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    classes = dataset.metainfo['classes']
-    cfg.model.data_preprocessor = cfg.get('data_preprocessor')
-    model = MODELS.build(cfg.model)
-    if not isinstance(model.neck, MAN):
+    cfg.load_from = args.checkpoint
+    with TemporaryDirectory() as work_dir:
+        cfg.work_dir = work_dir
+        runner = Runner.from_cfg(cfg)
+    if not isinstance(runner.model.neck, MAN):
         raise SystemExit(f'{args.config} has the neck '
-                         f'{type(model.neck).__name__}, expected MAN, which '
-                         'has attention maps. Use a config of DAN.')
-    load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
-    model.eval()
+                         f'{type(runner.model.neck).__name__}, expected MAN, '
+                         'which has attention maps. Use a config of DAN.')
+    fit = CheckpointFitHook()
+    runner.register_hook(fit)
+    dataset = runner.build_dataloader(cfg.test_dataloader).dataset
+    try:
+        runner.load_or_resume()
+        fit.compare_classes(dataset)
+    except ValueError as error:
+        raise SystemExit(str(error))
+    return runner.model.eval(), dataset
 
+
+def main() -> None:
+    args = parse_args()
+    if args.per_class < 1:
+        raise SystemExit(f'--per-class got {args.per_class}, expected at '
+                         'least 1.')
+    model, dataset = load(args)
+    classes = dataset.metainfo['classes']
     indices = pick(dataset, args.per_class)
     heads = model.neck.num_heads
     figure, grid = plt.subplots(
