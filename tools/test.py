@@ -108,7 +108,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
     if args.tta:
         if 'tta_model' not in cfg:
-            cfg.tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
+            cfg.tta_model = dict(type='mmpretrain.AverageScoreTTA')
         if 'tta_pipeline' not in cfg:
             *before, pack = deepcopy(cfg.test_dataloader.dataset.pipeline)
             flip = dict(

@@ -2,5 +2,9 @@
 from .afn import AFN
 from .losses import AffinityLoss, CenterLoss, PartitionLoss
 from .man import MAN
+from .tta import AverageScoreTTA
 
-__all__ = ['AFN', 'AffinityLoss', 'CenterLoss', 'MAN', 'PartitionLoss']
+__all__ = [
+    'AFN', 'AffinityLoss', 'AverageScoreTTA', 'CenterLoss', 'MAN',
+    'PartitionLoss'
+]
