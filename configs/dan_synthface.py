@@ -21,7 +21,7 @@ model = dict(
     head=dict(
         num_classes={{_base_.data_preprocessor.num_classes}}, in_channels=256))
 
-param_scheduler = dict(total_steps=2)
+param_scheduler = dict(total_steps=2, eta_max=2e-3)
 train_cfg = dict(max_epochs=2)
 
 default_hooks = dict(
