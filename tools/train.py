@@ -13,7 +13,7 @@ from mmpretrain.registry import DATASETS
 
 # It closes unsafe loading of checkpoints, whatever the config imports.
 from dan_mm.datasets import FERFolder
-from dan_mm.engine import CheckpointFitHook
+from dan_mm.engine import CheckpointFitHook, init_cpu_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,6 +36,12 @@ def parse_args() -> argparse.Namespace:
         help='start from a checkpoint of this config and train on the '
         'pictures of a folder, which has a folder for each class, or folders '
         '`train`, `val` and `test` with one for each class')
+    parser.add_argument(
+        '--seed',
+        type=int,
+        help='the seed of all random numbers; it also allows deterministic '
+        'algorithms only, so that a second run gives the same numbers on the '
+        'same machine')
     parser.add_argument(
         '--amp',
         action='store_true',
@@ -139,6 +145,11 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = osp.join('./work_dirs', name)
 
+    if args.seed is not None:
+        cfg.randomness = dict(seed=args.seed, deterministic=True)
+        # Without it, deterministic matrix products fail on a GPU.
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+
     if args.amp:
         if get_device() == 'cpu':
             cfg.optim_wrapper.type = 'CPUAmpOptimWrapper'
@@ -196,6 +207,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 def main() -> None:
     args = parse_args()
     cfg = merge_args(Config.fromfile(args.config), args)
+    init_cpu_processes(cfg)
     runner = Runner.from_cfg(cfg)
     # Other weights are a start for training, but not to resume or fine-tune.
     runner.register_hook(

@@ -2,4 +2,12 @@ _base_ = 'mmpretrain::_base_/default_runtime.py'
 
 custom_imports = dict(imports=['dan_mm'])
 
-custom_hooks = [dict(type='ClassNumCheckHook')]
+default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'))
+
+custom_hooks = [
+    dict(type='ClassNumCheckHook'),
+    # Resumed training goes on as if it had not been interrupted.
+    dict(type='EpochSeedHook'),
+    # All processes evaluate with the same statistics of BatchNorm.
+    dict(type='SyncBuffersHook'),
+]

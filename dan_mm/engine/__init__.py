@@ -1,5 +1,11 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+from .checkpoint_hook import AtomicCheckpointHook
 from .hooks import CheckpointFitHook
+from .launch import init_cpu_processes
 from .optim_wrapper import CPUAmpOptimWrapper
+from .seed_hook import EpochSeedHook
 
-__all__ = ['CPUAmpOptimWrapper', 'CheckpointFitHook']
+__all__ = [
+    'AtomicCheckpointHook', 'CPUAmpOptimWrapper', 'CheckpointFitHook',
+    'EpochSeedHook', 'init_cpu_processes'
+]

@@ -1,0 +1,175 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+import os
+import os.path as osp
+from typing import List
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmpretrain.registry import HOOKS
+
+
+@register_backend('atomic', force=True)
+class AtomicLocalBackend(LocalBackend):
+    """Files on this machine that are whole or not there: they are written
+    under a temporary name, and renamed when they are on the disk."""
+
+    def put(self, obj: bytes, filepath: str) -> None:
+        """Write bytes to a file.
+
+        Args:
+            obj (bytes): The content.
+            filepath (str): The path of the file.
+
+        Raises:
+            OSError: If it can't be written. A file that was there before is
+                still there.
+        """
+        partial = f'{filepath}.partial'
+        try:
+            os.makedirs(osp.dirname(osp.abspath(filepath)), exist_ok=True)
+            with open(partial, 'wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, filepath)
+        except OSError as error:
+            if osp.isfile(partial):
+                os.remove(partial)
+            raise OSError(
+                error.errno, f'{error.strerror}: {filepath} was not written, '
+                f'expected {len(obj) / 2**20:.0f} MB of space. The '
+                'checkpoints before it are whole: free space, and go on with '
+                '`--resume`') from error
+
+    def put_text(self,
+                 obj: str,
+                 filepath: str,
+                 encoding: str = 'utf-8') -> None:
+        """Write text to a file.
+
+        See :meth:`put`.
+        """
+        self.put(obj.encode(encoding), filepath)
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """Save checkpoints so that training can be killed at any moment and the
+    disk can be full, and a whole checkpoint to resume from is there.
+
+    :class:`mmengine.hooks.CheckpointHook` removes an old checkpoint first,
+    writes the new one over its final name, and notes its name last. This hook
+    writes beside, renames, notes the name, and removes last. Where training
+    resumes, the epoch that it resumes from is validated, since it could have
+    been killed between the checkpoint and its validation: the best epoch is
+    the same as that of a training without interruption.
+
+    The arguments are those of :class:`mmengine.hooks.CheckpointHook`. With a
+    ``backend_args`` of another storage the writing is left to that.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if self.backend_args is None and self.file_client_args is None and (
+                self.out_dir is None or '://' not in str(self.out_dir)):
+            self.backend_args = dict(backend='atomic')
+
+    def before_train(self, runner: Runner) -> None:
+        """Prepare the folder, and validate the epoch that training resumes
+        from.
+
+        Args:
+            runner (Runner): The runner.
+        """
+        super().before_train(runner)
+        loop = runner.train_loop
+        if not (runner.epoch and isinstance(loop, EpochBasedTrainLoop)
+                and self.save_best and runner.val_loop):
+            return
+        due = (
+            runner.epoch % loop.val_interval == 0
+            or runner.epoch == loop.max_epochs)
+        if due and runner.epoch >= loop.val_begin:
+            # The path that the best score is noted in.
+            self.last_ckpt = self.file_backend.join_path(
+                self.out_dir, self.filename_tmpl.format(runner.epoch))
+            runner.logger.info(f'Validating the resumed epoch {runner.epoch}')
+            runner.val_loop.run()
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int,
+                                   meta: dict) -> None:
+        """Save a checkpoint, then remove the outdated ones."""
+        outdated = []
+        if self.max_keep_ckpts > 0:
+            # After a validation the checkpoint of an epoch is saved again.
+            steps = [kept for kept in self.keep_ckpt_ids if kept != step]
+            outdated = steps[:len(steps) + 1 - self.max_keep_ckpts]
+            self.keep_ckpt_ids.clear()
+            self.keep_ckpt_ids.extend([*steps[len(outdated):], step])
+            runner.message_hub.update_info('keep_ckpt_ids',
+                                           list(self.keep_ckpt_ids))
+
+        filename = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            filename,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args)
+        if is_main_process():
+            AtomicLocalBackend().put_text(
+                self.last_ckpt, osp.join(runner.work_dir, 'last_checkpoint'))
+        self._remove([
+            self.file_backend.join_path(self.out_dir,
+                                        self.filename_tmpl.format(old))
+            for old in outdated
+        ])
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        """Save the best checkpoint, then remove the one before it."""
+        if not self.save_best:
+            return
+        single = len(self.key_indicators) == 1
+        before = ({
+            self.key_indicators[0]: self.best_ckpt_path
+        } if single else dict(self.best_ckpt_path_dict))
+        # Without their paths the host can't remove them before the new ones
+        # are there.
+        self._set_best(dict.fromkeys(before))
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            # 'auto' becomes the name of a metric.
+            if single:
+                after = {self.key_indicators[0]: self.best_ckpt_path}
+                before = {self.key_indicators[0]: next(iter(before.values()))}
+            else:
+                after = dict(self.best_ckpt_path_dict)
+            self._set_best(
+                {key: after[key] or before.get(key)
+                 for key in after})
+        self._remove([
+            path for key, path in before.items()
+            if path and after.get(key) not in (None, path)
+        ])
+
+    def _set_best(self, paths: dict) -> None:
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = next(iter(paths.values()))
+        else:
+            self.best_ckpt_path_dict = paths
+
+    def _remove(self, paths: List[str]) -> None:
+        if not is_main_process():
+            return
+        for path in paths:
+            if self.file_backend.isfile(path):
+                self.file_backend.remove(path)

@@ -1,0 +1,97 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+import random
+from typing import Any, List, Sequence
+
+import numpy as np
+import torch
+from mmengine.dist import broadcast, get_rank
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmpretrain.registry import HOOKS
+from torch.utils.data import Dataset
+
+
+def set_seed(*numbers: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's random numbers from several
+    numbers.
+
+    Args:
+        *numbers (int): At least one, each >= 0.
+    """
+    state = np.random.SeedSequence(numbers).generate_state(4)
+    random.seed(state.tobytes())
+    np.random.seed(state)
+    torch.manual_seed(int(state[:2].view(np.uint64)[0]))
+
+
+class SeededFetch:
+    """Load a batch with random numbers that depend on the seed, the epoch and
+    the indices of the batch, and not on what the process did before.
+
+    It is what PyTorch's loader looks for as ``dataset.__getitems__``.
+
+    Args:
+        dataset (Dataset): The data set.
+        seed (int): The seed.
+        epoch (Tensor): The epoch, int64 of shape ``(1, )``, in memory that
+            is shared with workers that stay alive over epochs.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int,
+                 epoch: torch.Tensor) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.epoch = epoch
+        self.fetch = getattr(dataset, '__getitems__', None)
+
+    def __call__(self, indices: Sequence[int]) -> List[Any]:
+        """Load the samples of the indices."""
+        set_seed(self.seed, int(self.epoch), *indices)
+        if self.fetch is not None:
+            return self.fetch(indices)
+        return [self.dataset[index] for index in indices]
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Make an epoch of training depend on the seed and its number alone, so
+    that a resumed training goes on as the uninterrupted one: on a CPU to the
+    last bit.
+
+    MMEngine's checkpoints hold no state of random numbers, and its workers
+    either go on with theirs from epoch to epoch, or start every epoch with the
+    same. With this hook the order of the pictures, their augmentation and
+    dropout are the same with any number of workers, too. A seed that was drawn
+    since none was set is taken over from the checkpoint.
+
+    It works with loops over epochs.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Take over the loading of training batches.
+
+        Args:
+            runner (Runner): The runner.
+        """
+        # Of the first process, in all of them: `diff_rank_seed` adds ranks.
+        seed = torch.tensor([runner.seed])
+        broadcast(seed)
+        self.seed = int(seed)
+        self.epoch = torch.tensor([runner.epoch]).share_memory_()
+        loader = runner.train_dataloader
+        loader.dataset.__getitems__ = SeededFetch(loader.dataset, self.seed,
+                                                  self.epoch)
+        # A resumed seed comes after the sampler was made.
+        for sampler in (loader.sampler,
+                        getattr(loader.batch_sampler, 'sampler', None)):
+            if hasattr(sampler, 'seed'):
+                sampler.seed = self.seed
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Seed the epoch.
+
+        Args:
+            runner (Runner): The runner.
+        """
+        self.epoch.fill_(runner.epoch)
+        set_seed(self.seed, runner.epoch, get_rank())

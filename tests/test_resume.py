@@ -1,0 +1,304 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Training that is killed, and goes on: nothing is lost, nothing differs."""
+import errno
+import os
+import os.path as osp
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from dan_mm.engine.checkpoint_hook import AtomicLocalBackend
+
+EPOCHS = 4
+
+
+def config(root, work_dir, **options):
+    """DAN with the augmentation of RAF-DB on a few pictures of FER+."""
+    cfg = Config.fromfile(f'{ROOT}/configs/dan_ferplus.py')
+    rafdb = Config.fromfile(f'{ROOT}/configs/dan_rafdb.py')
+    load, resize, flip, turn, erase, pack = (
+        rafdb.train_dataloader.dataset.pipeline)
+    resize.scale = (64, 64)
+    turn.transforms[2].update(size=64, padding=8)
+    cfg.train_dataloader.dataset.pipeline = [
+        load, resize, flip, turn, erase, pack
+    ]
+    cfg.train_dataloader.update(num_workers=2, persistent_workers=True)
+    for phase in 'train', 'val', 'test':
+        loader = cfg[f'{phase}_dataloader']
+        loader.batch_size = 8
+        loader.dataset.update(data_root=str(root), indices=24)
+    cfg.val_dataloader.num_workers = 0
+    cfg.merge_from_dict({
+        'model.backbone.base_channels': 8,
+        'model.backbone.stem_channels': 8,
+        'model.neck.in_channels': 64,
+        'model.head.in_channels': 64,
+        'train_cfg.max_epochs': EPOCHS,
+        'work_dir': str(work_dir),
+        **{
+            key.replace('__', '.'): value
+            for key, value in options.items()
+        }
+    })
+    return cfg
+
+
+def load(path):
+    return torch.load(path, weights_only=False)
+
+
+def assert_same(one, other):
+    """The same weights, statistics and states, to the last bit."""
+    assert one['state_dict'].keys() == other['state_dict'].keys()
+    for key, value in one['state_dict'].items():
+        assert torch.equal(value, other['state_dict'][key]), key
+    for one, other in zip(*(checkpoint['optimizer']['state'].values()
+                            for checkpoint in (one, other))):
+        for key, value in one.items():
+            assert torch.equal(value, other[key]), key
+
+
+# Runs in a process of its own, which kills itself.
+DRIVER = '''
+import os, signal, sys
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+import dan_mm
+from dan_mm.engine.checkpoint_hook import AtomicLocalBackend
+
+path, moment, at = sys.argv[1:]
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Kill(Hook):
+    def after_train_iter(self, runner, batch_idx, **kwargs):
+        if moment == 'iter' and runner.iter == int(at):
+            kill()
+    def after_val_iter(self, runner, batch_idx, **kwargs):
+        if moment == 'val' and runner.epoch == int(at):
+            kill()
+
+put = AtomicLocalBackend.put
+
+def put_half(self, obj, filepath):
+    if moment == 'write' and os.path.basename(filepath).startswith(at):
+        with open(f'{filepath}.partial', 'wb') as file:
+            file.write(obj[:len(obj) // 2])
+            file.flush()
+            kill()
+    put(self, obj, filepath)
+    if moment == 'written' and os.path.basename(filepath).startswith(at):
+        kill()
+
+AtomicLocalBackend.put = put_half
+torch.set_num_threads(2)
+cfg = Config.fromfile(path)
+cfg.resume = True
+runner = Runner.from_cfg(cfg)
+runner.register_hook(Kill(), 'VERY_LOW')
+runner.train()
+'''
+
+
+def train_until(path, moment='never', at=''):
+    process = subprocess.run(
+        [sys.executable, '-c', DRIVER,
+         str(path), moment,
+         str(at)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT)
+    expected = 0 if moment == 'never' else -signal.SIGKILL
+    assert process.returncode == expected, process.stdout
+    return process.stdout
+
+
+@pytest.mark.slow
+def test_killed_training_ends_with_the_same_bits(ferplus_root, tmp_path):
+    """Two workers that stay alive; killed in an epoch, in a validation, while
+    a checkpoint or the note of the last one is written, and after it."""
+    one, other = tmp_path / 'one', tmp_path / 'other'
+    for work_dir in one, other:
+        config(
+            ferplus_root,
+            work_dir,
+            randomness=dict(seed=3),
+            default_hooks__checkpoint__max_keep_ckpts=1).dump(
+                tmp_path / f'{work_dir.name}.py')
+    train_until(tmp_path / 'one.py')
+    rng = np.random.default_rng()
+    moments = [
+        ('iter', rng.integers(0, 3)),  # before there is a checkpoint
+        ('write', 'epoch_1'),
+        ('val', 1),
+        ('iter', 3 + rng.integers(0, 3)),
+        ('write', 'last_checkpoint'),
+        ('written', 'epoch_3'),
+        ('write', 'epoch_4'),
+    ]
+    epochs = []
+    for moment, at in moments:
+        train_until(tmp_path / 'other.py', moment, at)
+        last = find_latest_checkpoint(str(other))
+        epochs.append(load(last)['meta']['epoch'] if last else 0)
+    assert epochs == [0, 0, 1, 1, 1, 2, 3], moments
+    output = train_until(tmp_path / 'other.py')
+    assert 'resumed epoch: 3' in output
+    assert sorted(
+        file for file in os.listdir(other)
+        if file.endswith(('.pth', '.partial'))) == sorted(
+            file for file in os.listdir(one) if file.endswith('.pth'))
+    assert_same(load(one / 'epoch_4.pth'), load(other / 'epoch_4.pth'))
+    best, = one.glob('best_*.pth')
+    for key, value in load(best)['state_dict'].items():
+        assert torch.equal(value, load(other / best.name)['state_dict'][key])
+
+
+class Record(Hook):
+    """The pictures of each batch, after the augmentation."""
+
+    def __init__(self, stop=None):
+        self.batches = {}
+        self.stop = stop
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        inputs = torch.stack(tuple(data_batch['inputs'])).double()
+        self.batches[runner.epoch, batch_idx] = inputs.mean((1, 2, 3))
+
+    def after_train_epoch(self, runner):
+        if self.stop and runner.epoch + 1 == self.stop:
+            runner.train_loop.stop_training = True
+
+
+def record(cfg, stop=None):
+    runner = Runner.from_cfg(cfg)
+    hook = Record(stop)
+    runner.register_hook(hook)
+    runner.train()
+    return hook.batches, runner
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_pictures_do_not_depend_on_workers(ferplus_root, tmp_path, workers):
+    options = dict(randomness=dict(seed=1), train_cfg__max_epochs=2)
+    two, _ = record(config(ferplus_root, tmp_path / '2', **options))
+    cfg = config(
+        ferplus_root,
+        tmp_path / 'other',
+        train_dataloader__num_workers=workers,
+        train_dataloader__persistent_workers=False,
+        **options)
+    other, _ = record(cfg)
+    assert two.keys() == other.keys() and len(two) == 6
+    for key, value in two.items():
+        assert torch.equal(value, other[key])
+    # Each epoch has augmentations of its own.
+    epochs = [
+        torch.cat([two[epoch, i] for i in range(3)]).sort()[0]
+        for epoch in range(2)
+    ]
+    assert not torch.allclose(*epochs)
+
+
+def test_a_seed_that_was_drawn_is_resumed(ferplus_root, tmp_path):
+    """Without a seed in the config, and with balanced sampling."""
+    cfg = config(
+        ferplus_root,
+        tmp_path,
+        train_cfg__max_epochs=2,
+        train_dataloader__sampler=dict(_delete_=True, type='BalancedSampler'))
+    first, runner = record(cfg)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    cfg.resume = True
+    second, resumed = record(cfg)
+    assert resumed.seed == runner.seed
+    assert set(second) == {(1, i) for i in range(3)}
+    for key, value in second.items():
+        assert torch.equal(value, first[key])
+
+
+def test_a_full_disk_leaves_the_checkpoints(ferplus_root, tmp_path,
+                                            monkeypatch):
+    """The best one, too, though a better one was to replace it."""
+    put = AtomicLocalBackend.put
+    cfg = config(
+        ferplus_root,
+        tmp_path,
+        default_hooks__checkpoint__max_keep_ckpts=1,
+        train_cfg__max_epochs=2)
+    cfg.resume = True
+    state = dict(epoch=0)
+
+    class Better(Hook):
+        """Each epoch is better than the last."""
+        priority = 'HIGH'
+
+        def after_val_epoch(self, runner, metrics):
+            metrics['accuracy/top1'] = state['epoch'] = runner.epoch
+
+    def train(full):
+        state.update(full=full, epoch=0)
+        runner = Runner.from_cfg(cfg)
+        runner.register_hook(Better(), 'HIGH')
+        runner.train()
+
+    def put_on_full_disk(self, obj, filepath):
+        if state['full'] in osp.basename(filepath):
+            # What the kernel says where there is no space.
+            real = os.fsync
+
+            def fsync(number):
+                raise OSError(errno.ENOSPC, 'No space left on device')
+
+            monkeypatch.setattr(os, 'fsync', fsync)
+            try:
+                put(self, obj, filepath)
+            finally:
+                monkeypatch.setattr(os, 'fsync', real)
+        put(self, obj, filepath)
+
+    monkeypatch.setattr(AtomicLocalBackend, 'put', put_on_full_disk)
+    checkpoints = {}
+    for full in 'epoch_2.pth', 'top1_epoch_2.pth', 'last_checkpoint':
+        if full == 'last_checkpoint':
+            for path in tmp_path.glob('*.pth'):
+                path.unlink()
+            (tmp_path / 'last_checkpoint').unlink()
+        with pytest.raises(OSError, match='No space left.*--resume'):
+            train(full)
+        checkpoints[full] = sorted(
+            path.name for path in tmp_path.glob('*.p*')
+            if path.suffix in ('.pth', '.partial'))
+    best = 'best_accuracy_top1_epoch_1.pth'
+    assert checkpoints == {
+        'epoch_2.pth': [best, 'epoch_1.pth'],
+        'top1_epoch_2.pth': [best, 'epoch_2.pth'],
+        'last_checkpoint': ['epoch_1.pth']
+    }
+    train('never')
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == [
+        best.replace('1.pth', '2.pth'), 'epoch_2.pth'
+    ]
+
+
+def test_writing_is_all_or_nothing(tmp_path):
+    backend = AtomicLocalBackend()
+    path = tmp_path / 'folder' / 'file'
+    backend.put_text('é', str(path))
+    assert path.read_bytes() == 'é'.encode()
+    path.with_name('file.partial').mkdir()
+    with pytest.raises(OSError, match='was not written'):
+        backend.put(b'x', str(path))
+    assert path.read_bytes() == 'é'.encode()

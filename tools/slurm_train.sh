@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# slurm_train.sh PARTITION JOB_NAME CONFIG [options of train.py], with GPUS in
+# all, GPUS_PER_NODE and CPUS_PER_TASK set, and SRUN_ARGS for other options of
+# srun.
+set -euo pipefail
+if [ $# -lt 3 ]; then
+    echo "Usage: $0 PARTITION JOB_NAME CONFIG [options of train.py]" >&2
+    exit 2
+fi
+GPUS=${GPUS:-8}
+GPUS_PER_NODE=${GPUS_PER_NODE:-$((GPUS < 8 ? GPUS : 8))}
+# shellcheck disable=SC2086
+srun -p "$1" \
+    --job-name="$2" \
+    --gres="gpu:$GPUS_PER_NODE" \
+    --ntasks="$GPUS" \
+    --ntasks-per-node="$GPUS_PER_NODE" \
+    --cpus-per-task="${CPUS_PER_TASK:-5}" \
+    --kill-on-bad-exit=1 \
+    ${SRUN_ARGS:-} \
+    python -u "$(dirname "$0")/train.py" "$3" --launcher slurm "${@:4}"
