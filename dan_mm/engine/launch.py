@@ -1,4 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+import atexit
 import datetime
 import os
 import subprocess
@@ -43,6 +44,8 @@ def init_cpu_processes(cfg: Config) -> None:
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
     dist.init_process_group(
         'gloo', timeout=datetime.timedelta(seconds=timeout))
+    # Its threads would abort a process that ends with them.
+    atexit.register(dist.destroy_process_group)
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         find_unused_parameters=cfg.get('find_unused_parameters', False),

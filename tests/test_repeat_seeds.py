@@ -1,0 +1,95 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+import json
+import runpy
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from mmengine.config import Config
+
+
+@pytest.fixture
+def repeat(monkeypatch):
+    """Run the tool in this process, and its tools, too."""
+    tool = runpy.run_path(f'{ROOT}/tools/analysis_tools/repeat_seeds.py')
+    calls = []
+
+    def run(name, *arguments):
+        calls.append((name, arguments))
+        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *arguments])
+        runpy.run_path(f'{ROOT}/tools/{name}.py', run_name='__main__')
+
+    def main(*arguments, run=run):
+        calls.clear()
+        tool['main'].__globals__['run'] = run
+        monkeypatch.setattr(sys, 'argv',
+                            ['repeat_seeds.py', *map(str, arguments)])
+        tool['main']()
+        return list(calls)
+
+    return main
+
+
+def small_config(root, path):
+    cfg = Config.fromfile(f'{ROOT}/configs/dan_ferplus.py')
+    for phase in 'train', 'val', 'test':
+        loader = cfg[f'{phase}_dataloader']
+        loader.update(batch_size=8, num_workers=0, persistent_workers=False)
+        loader.dataset.update(data_root=root, indices=16)
+    cfg.model.backbone.update(base_channels=8, stem_channels=8)
+    cfg.model.neck.in_channels = cfg.model.head.in_channels = 64
+    cfg.train_cfg.max_epochs = 1
+    cfg.dump(path)
+    return path
+
+
+@pytest.mark.slow
+def test_repeat_seeds(repeat, ferplus_root, tmp_path, capsys):
+    config = small_config(ferplus_root, tmp_path / 'small.py')
+    work_dir = tmp_path / 'runs'
+
+    def fails(name, *arguments):
+        raise SystemExit('interrupted')
+
+    calls = repeat(config, '--work-dir', work_dir, '--seeds', 5)
+    assert [name for name, _ in calls] == ['train', 'test', 'test']
+    assert ('--seed', '5') == calls[0][1][3:5]
+    # What is done is not done again, before and after an interruption.
+    with pytest.raises(SystemExit, match='interrupted'):
+        repeat(config, '--work-dir', work_dir, '--seeds', 5, 6, run=fails)
+    calls = repeat(config, '--work-dir', work_dir, '--seeds', 5, 6,
+                   '--no-pin-memory', '--cfg-options', 'x=1')
+    assert [name for name, _ in calls] == ['train', 'test', 'test']
+    assert '--no-pin-memory' in calls[0][1] and 'x=1' in calls[2][1]
+
+    results = json.loads((work_dir / 'results.json').read_text())
+    table = capsys.readouterr().out.rsplit('mean ± standard deviation', 1)[1]
+    for epoch in 'last', 'best':
+        for metric in 'accuracy/top1', 'accuracy/balanced':
+            values = [results[seed][epoch][metric] for seed in '56']
+            assert (f'{np.mean(values):.2f} ± '
+                    f'{np.std(values, ddof=1):.2f}') in table
+    assert results['5']['best']['checkpoint'].startswith('best_accuracy')
+    assert repeat(config, '--work-dir', work_dir, '--seeds', 6, 5) == []
+    assert 'chosen by validation' in capsys.readouterr().out
+
+
+def test_without_a_validation_set(repeat, tmp_path, capsys):
+    config = f'{ROOT}/configs/dan_rafdb.py'
+    for seed, accuracy in (0, 80.), (1, 82.):
+        folder = tmp_path / f'seed_{seed}'
+        folder.mkdir()
+        last = folder / 'epoch_40.pth'
+        (folder / 'last_checkpoint').write_text(str(last))
+        (folder / 'last.json').write_text(
+            json.dumps({
+                'accuracy/top1': accuracy,
+                'accuracy/balanced': accuracy - 10,
+                'checkpoint': last.name
+            }))
+    assert repeat(config, '--work-dir', tmp_path, '--seeds', 0, 1) == []
+    output = capsys.readouterr().out
+    assert '81.00 ± 1.41' in output and '71.00 ± 1.41' in output
+    assert 'chosen by validation:' not in output
+    assert 'no epoch is chosen by validation' in output

@@ -1,0 +1,153 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Train a config with several seeds, and print the mean and the standard
+deviation of its results.
+
+The last epoch and, where the config has a validation set, the epoch that was
+best on it are tested side by side. An interrupted run goes on where it was.
+"""
+import argparse
+import glob
+import os.path as osp
+import subprocess
+import sys
+from typing import List, Optional
+
+import mmengine
+import numpy as np
+from mmengine.config import Config, DictAction
+from mmengine.runner import find_latest_checkpoint
+from rich.console import Console
+from rich.table import Table
+
+TOOLS = osp.dirname(osp.dirname(osp.abspath(__file__)))
+METRICS = {'accuracy/top1': 'accuracy', 'accuracy/balanced': 'balanced'}
+EPOCHS = dict(last='last epoch', best='chosen by validation')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='Options that are not listed here are for tools/train.py.')
+    parser.add_argument('config', help='a config is code and is executed')
+    parser.add_argument(
+        '--seeds',
+        type=int,
+        nargs='+',
+        default=[0, 1, 2, 3, 4],
+        help='the seeds (default: %(default)s)')
+    parser.add_argument(
+        '--work-dir',
+        help='the folder of the runs (default: work_dirs/seeds/<config>)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        help='overrides of the config, for training and testing')
+    args, args.train = parser.parse_known_args()
+    if args.work_dir is None:
+        name = osp.splitext(osp.basename(args.config))[0]
+        args.work_dir = osp.join('work_dirs', 'seeds', name)
+    return args
+
+
+def run(tool: str, *arguments: str) -> None:
+    """Run a tool, and stop where it fails."""
+    process = subprocess.run(
+        [sys.executable,
+         osp.join(TOOLS, f'{tool}.py'), *arguments])
+    if process.returncode:
+        raise SystemExit(
+            f'tools/{tool}.py ended with the code {process.returncode}, '
+            'expected 0. Its reason is above; the same command goes on where '
+            'it stopped.')
+
+
+def test_checkpoint(args: argparse.Namespace, work_dir: str, epoch: str,
+                    checkpoint: str, options: List[str]) -> dict:
+    """Test a checkpoint, or read what it reached from an earlier run."""
+    out = osp.join(work_dir, f'{epoch}.json')
+    if osp.isfile(out):
+        found = mmengine.load(out)
+        if found['checkpoint'] == osp.basename(checkpoint):
+            return found
+    partial = osp.join(work_dir, f'{epoch}.partial.json')
+    run('test', args.config, checkpoint, '--work-dir',
+        osp.join(work_dir, 'test'), '--out', partial, '--out-item', 'metrics',
+        *options)
+    found = dict(mmengine.load(partial), checkpoint=osp.basename(checkpoint))
+    mmengine.dump(found, out)
+    return found
+
+
+def train_and_test(args: argparse.Namespace, seed: int, epochs: int) -> dict:
+    """Train with one seed and test its checkpoints."""
+    work_dir = osp.join(args.work_dir, f'seed_{seed}')
+    options = ['--cfg-options', *args.cfg_options] if args.cfg_options else []
+    last = find_latest_checkpoint(work_dir) if osp.isdir(work_dir) else None
+    if osp.basename(last or '') != f'epoch_{epochs}.pth':
+        run('train', args.config, '--work-dir', work_dir, '--seed', str(seed),
+            '--resume', *args.train, *options)
+        last = find_latest_checkpoint(work_dir)
+    results = dict(last=test_checkpoint(args, work_dir, 'last', last, options))
+    best = glob.glob(osp.join(glob.escape(work_dir), 'best_*.pth'))
+    if best:
+        results['best'] = test_checkpoint(args, work_dir, 'best',
+                                          max(best, key=osp.getmtime), options)
+    return results
+
+
+def summarize(values: List[float]) -> str:
+    """Format the mean and the standard deviation of a sample."""
+    if len(values) == 1:
+        return f'{values[0]:.2f}'
+    return f'{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}'
+
+
+def show(results: dict, best: Optional[str]) -> None:
+    """Print a table of the results of all seeds."""
+    table = Table(title='Test results, %; mean ± standard deviation')
+    table.add_column('seed')
+    columns = [(epoch, metric) for epoch in EPOCHS
+               if any(epoch in result for result in results.values())
+               for metric in METRICS]
+    for epoch, metric in columns:
+        table.add_column(
+            f'{EPOCHS[epoch]}:\n{METRICS[metric]}', justify='right')
+    for seed, result in results.items():
+        table.add_row(
+            str(seed),
+            *(f'{result[epoch][metric]:.2f}' for epoch, metric in columns))
+    table.add_section()
+    table.add_row(
+        'all',
+        *(summarize([result[epoch][metric] for result in results.values()])
+          for epoch, metric in columns))
+    Console(width=100).print(table)
+    if not best:
+        print('The config has no `default_hooks.checkpoint.save_best`: no '
+              'epoch is chosen by validation.')
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        parser = argparse.ArgumentParser()
+        parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+        cfg.merge_from_dict(
+            parser.parse_args(['--cfg-options',
+                               *args.cfg_options]).cfg_options)
+    best = cfg.default_hooks.checkpoint.get('save_best')
+    results = {}
+    for seed in args.seeds:
+        print(f'Seed {seed}, {len(results) + 1} of {len(args.seeds)}')
+        results[seed] = train_and_test(args, seed, cfg.train_cfg.max_epochs)
+    mmengine.dump({
+        str(seed): result
+        for seed, result in results.items()
+    }, osp.join(args.work_dir, 'results.json'))
+    show(results, best)
+
+
+if __name__ == '__main__':
+    main()
