@@ -1,0 +1,237 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+from typing import Optional, Sequence, Tuple, Union
+
+import cv2
+import mmcv
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmpretrain.registry import TRANSFORMS
+
+# Eyes, tip of the nose and corners of the mouth in a crop of 112x112, as
+# https://arxiv.org/abs/1801.07698 (ArcFace) aligns faces; here as shares.
+TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [
+    56.0252, 71.7366
+], [41.5493, 92.3655], [70.7299, 92.2041]]) / 112
+LANDMARKS = ('left eye', 'right eye', 'nose tip', 'left mouth corner',
+             'right mouth corner')
+
+
+def face_template(size: Tuple[int, int], margin: float = 0.) -> np.ndarray:
+    """Place the five landmarks in an aligned crop.
+
+    Args:
+        size (tuple[int, int]): The width and height of the crop, in pixels.
+        margin (float): What is added on each side, as a share of the crop
+            without it. Defaults to 0.
+
+    Returns:
+        ndarray: The landmarks in pixels, float64 of shape ``(5, 2)``, in the
+        order of ``LANDMARKS`` (left and right as seen in the picture). In a
+        crop that is no square they are in its middle.
+    """
+    size = np.asarray(size, np.float64)
+    side = size.min()
+    share = (TEMPLATE + margin) / (1 + 2 * margin)
+    return share * side + (size - side) / 2
+
+
+def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    r"""The similarity transform (rotation, scale and shift, no reflection)
+    that takes points to others with the least sum of squared distances.
+
+    With points as complex numbers :math:`z` and :math:`w`, centred, it is the
+    multiplication with :math:`\sum \bar z w / \sum |z|^2` (`Umeyama, 1991
+    <https://doi.org/10.1109/34.88573>`_, in the plane).
+
+    Args:
+        source (ndarray): The points, of shape ``(N, 2)``, N >= 2.
+        target (ndarray): Where they should be, of the same shape.
+
+    Returns:
+        ndarray: The matrix, float64 of shape ``(2, 3)``.
+
+    Raises:
+        ValueError: If the points have another shape, are not finite, or
+            coincide.
+    """
+    source, target = (
+        np.asarray(points, np.float64) for points in (source, target))
+    if (source.ndim != 2 or source.shape[1:] != (2, ) or len(source) < 2
+            or source.shape != target.shape):
+        raise ValueError(
+            f'Got points of the shapes {source.shape} and {target.shape}, '
+            'expected (N, 2) twice, with at least 2 points.')
+    if not (np.isfinite(source).all() and np.isfinite(target).all()):
+        raise ValueError('Got points that are not finite, expected '
+                         f'coordinates: {source.tolist()}.')
+    z, w = (points @ np.array([1, 1j]) for points in (source, target))
+    z_mean, w_mean = z.mean(), w.mean()
+    spread = (np.abs(z - z_mean)**2).sum()
+    if spread < 1e-6 or (np.abs(w - w_mean)**2).sum() < 1e-6:
+        raise ValueError('Got points that coincide, expected different ones: '
+                         f'{source.tolist()}.')
+    factor = (np.conj(z - z_mean) * (w - w_mean)).sum() / spread
+    shift = w_mean - factor * z_mean
+    return np.array([[factor.real, -factor.imag, shift.real],
+                     [factor.imag, factor.real, shift.imag]])
+
+
+def box_transform(bbox: Sequence[float],
+                  size: Tuple[int, int],
+                  margin: float = 0.) -> np.ndarray:
+    """The transform that brings a face of which only the box is known into
+    the middle of a crop, upright.
+
+    Args:
+        bbox (Sequence[float]): The left, top, right and bottom of the box, in
+            pixels.
+        size (tuple[int, int]): The width and height of the crop, in pixels.
+        margin (float): What is added on each side, as a share of the longer
+            side of the box. Defaults to 0.
+
+    Returns:
+        ndarray: The matrix, float64 of shape ``(2, 3)``.
+
+    Raises:
+        ValueError: If the box is none.
+    """
+    left, top, right, bottom = np.asarray(bbox, np.float64)
+    if not (right > left and bottom > top):
+        raise ValueError(f'Got the box {list(bbox)}, expected left < right '
+                         'and top < bottom, in pixels.')
+    side = max(right - left, bottom - top) * (1 + 2 * margin)
+    scale = min(size) / side
+    return np.array([[scale, 0, size[0] / 2 - scale * (left + right) / 2],
+                     [0, scale, size[1] / 2 - scale * (top + bottom) / 2]])
+
+
+def align_face(img: np.ndarray,
+               keypoints: Optional[np.ndarray] = None,
+               bbox: Optional[Sequence[float]] = None,
+               size: Union[int, Tuple[int, int]] = 112,
+               margin: float = 0.,
+               interpolation: str = 'bilinear') -> np.ndarray:
+    """Cut out a face, turned and scaled so that its landmarks are where a
+    template has them. What is outside the picture is black.
+
+    Args:
+        img (ndarray): The picture, uint8 of shape ``(H, W, 3)`` or ``(H, W)``.
+        keypoints (ndarray, optional): The landmarks in pixels, of shape
+            ``(5, 2)``, in the order of ``LANDMARKS``.
+        bbox (Sequence[float], optional): The left, top, right and bottom of
+            the face in pixels, used where there are no landmarks.
+        size (int | tuple[int, int]): The side of the crop, or its width and
+            height, in pixels. Defaults to 112.
+        margin (float): What is added on each side, as a share of the crop
+            (of the box, where there are no landmarks). Defaults to 0.
+        interpolation (str): 'nearest', 'bilinear', 'bicubic' or 'lanczos'. A
+            picture that shrinks to less than a half is averaged first.
+            Defaults to 'bilinear'.
+
+    Returns:
+        ndarray: The crop, of the same type.
+
+    Raises:
+        ValueError: If there is neither a box nor landmarks, or they are none.
+    """
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if keypoints is not None:
+        if np.shape(keypoints) != (5, 2):
+            raise ValueError(
+                f'Got landmarks of the shape {np.shape(keypoints)}, expected '
+                f'(5, 2): {", ".join(LANDMARKS)}.')
+        matrix = similarity_transform(keypoints, face_template(size, margin))
+    elif bbox is not None:
+        matrix = box_transform(bbox, size, margin)
+    else:
+        raise ValueError('Got neither landmarks nor a box, expected one of '
+                         'them.')
+    # Bilinear interpolation of a picture that shrinks skips pixels.
+    if np.hypot(matrix[0, 0], matrix[1, 0]) < 0.5:
+        scale = np.hypot(matrix[0, 0], matrix[1, 0])
+        height, width = img.shape[:2]
+        small = max(round(width * scale), 1), max(round(height * scale), 1)
+        img = cv2.resize(img, small, interpolation=cv2.INTER_AREA)
+        # For OpenCV the centre of the first pixel is at (0, 0).
+        x, y = width / small[0], height / small[1]
+        matrix = matrix @ np.array([[x, 0,
+                                     (x - 1) / 2], [0, y,
+                                                    (y - 1) / 2], [0, 0, 1]])
+    return cv2.warpAffine(
+        img,
+        matrix,
+        size,
+        flags=mmcv.image.geometric.cv2_interp_codes[interpolation])
+
+
+@TRANSFORMS.register_module()
+class AlignFace(BaseTransform):
+    """Align the face of a picture by its five landmarks, or cut out its box:
+    see :func:`align_face`.
+
+    :class:`FERDataset` notes the settings in its ``metainfo``, which
+    checkpoints carry, so that inference aligns as training did.
+
+    **Required Keys:**
+
+    - img
+    - keypoints (optional): of shape ``(5, 2)``, in pixels of ``img``.
+    - bbox (optional): left, top, right, bottom, in pixels of ``img``.
+
+    **Modified Keys:**
+
+    - img
+    - img_shape
+
+    Args:
+        size (int | tuple[int, int]): The side of the crop, or its width and
+            height, in pixels. Defaults to 112.
+        margin (float): What is added on each side, as a share of the crop, at
+            least 0. Defaults to 0.
+        interpolation (str): 'nearest', 'bilinear', 'bicubic' or 'lanczos'.
+            Defaults to 'bilinear'.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    def __init__(self,
+                 size: Union[int, Tuple[int, int]] = 112,
+                 margin: float = 0.,
+                 interpolation: str = 'bilinear') -> None:
+        known = ('nearest', 'bilinear', 'bicubic', 'lanczos')
+        if interpolation not in known:
+            raise ValueError(f"AlignFace got interpolation='{interpolation}', "
+                             f'expected one of {known}.')
+        if margin < 0:
+            raise ValueError(f'AlignFace got margin={margin}, expected at '
+                             'least 0.')
+        if min((size, ) if isinstance(size, int) else size) < 1:
+            raise ValueError(f'AlignFace got size={size}, expected at least '
+                             '1 pixel.')
+        self.size = size
+        self.margin = margin
+        self.interpolation = interpolation
+
+    @property
+    def settings(self) -> dict:
+        """The arguments of :func:`align_face`."""
+        return dict(
+            size=self.size,
+            margin=self.margin,
+            interpolation=self.interpolation)
+
+    def transform(self, results: dict) -> dict:
+        """Align the face of ``results['img']``.
+
+        Raises:
+            ValueError: If there is neither a box nor landmarks.
+        """
+        results['img'] = align_face(results['img'], results.get('keypoints'),
+                                    results.get('bbox'), **self.settings)
+        results['img_shape'] = results['img'].shape[:2]
+        return results
+
+    def __repr__(self) -> str:
+        settings = ', '.join(f'{k}={v!r}' for k, v in self.settings.items())
+        return f'{type(self).__name__}({settings})'
