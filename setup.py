@@ -1,11 +1,29 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+import os
 import re
+import shutil
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 with open('dan_mm/version.py') as file:
     version = re.search(r"__version__ = '(.+)'", file.read())[1]
 with open('README.md', encoding='utf-8') as file:
     readme = file.read()
+
+
+class BuildWithConfigs(build_py):
+    """Put the configs where MMPretrain has its own, for wheels."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = os.path.join(self.build_lib, 'dan_mm', '.mim', 'configs')
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(
+                'configs',
+                target,
+                ignore=shutil.ignore_patterns('__pycache__'))
+
 
 setup(
     name='dan-mm',
@@ -22,6 +40,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['dan_mm', 'dan_mm.*']),
+    cmdclass=dict(build_py=BuildWithConfigs),
     python_requires='>=3.10,<3.13',
     install_requires=[
         # Older ones can run code from weights-only files (CVE-2025-32434);
@@ -31,6 +50,7 @@ setup(
         'numpy',
         'opencv-python',
         'pillow',
+        'rich',
         'scikit-learn',
         # the maintained forks of the OpenMMLab packages
         'onedl-mmcv>=2.3.6,<2.4',

@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 import numpy as np
 import torch
@@ -169,3 +169,24 @@ def load_checkpoint(cls,
 
 
 CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)
+
+
+def load_classes(filename: str) -> Optional[Tuple[str, ...]]:
+    """Load the names of the classes that a checkpoint was trained on.
+
+    Args:
+        filename (str): The path or URL of the checkpoint.
+
+    Returns:
+        tuple[str] | None: The names, where the checkpoint has them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointLoadError: If the file holds more than weights and plain
+            data, or is broken.
+    """
+    checkpoint = CheckpointLoader.load_checkpoint(
+        filename, map_location='cpu', logger=None)
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    classes = ((meta or {}).get('dataset_meta') or {}).get('classes')
+    return tuple(classes) if classes else None

@@ -4,6 +4,7 @@
 import argparse
 import os
 import os.path as osp
+import warnings
 from copy import deepcopy
 
 import mmengine
@@ -11,8 +12,11 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
+from mmpretrain.registry import DATASETS
 
-from dan_mm.engine import CheckpointFitHook
+from dan_mm.checkpoint import load_classes
+from dan_mm.datasets.base import FERDataset
+from dan_mm.engine import CheckpointFitHook, init_cpu_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,6 +24,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'config', help='test config file; a config is code and is executed')
     parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--data-from',
+        metavar='CONFIG',
+        help='test on the data set of another config, with the pipeline and '
+        'batch size of this one; classes are matched by their names')
     parser.add_argument(
         '--work-dir', help='the folder to save the evaluation metrics in')
     parser.add_argument('--out', help='the file to write results to')
@@ -83,6 +92,76 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def take_data(cfg: Config, path: str) -> None:
+    """Take the test data set of another config, without its pipeline."""
+    loader = Config.fromfile(path).get('test_dataloader')
+    if loader is None:
+        raise SystemExit(f'--data-from found no `test_dataloader` in {path}, '
+                         'expected one. Give another config.')
+    dataset = loader.dataset
+    dataset.pipeline = cfg.test_dataloader.dataset.pipeline
+    cfg.test_dataloader.dataset = dataset
+
+
+def match_classes(cfg: Config, needed: bool = False) -> None:
+    """Have a data set with other classes than the checkpoint's give labels of
+    the latter, by their names.
+
+    Args:
+        cfg (Config): The config.
+        needed (bool): Whether the checkpoint must have the names of its
+            classes. Defaults to False.
+
+    Raises:
+        SystemExit: If it has not, or has another number of them than the
+            model of outputs.
+    """
+    classes = load_classes(cfg.load_from)
+    if classes is None:
+        if needed:
+            raise SystemExit(
+                f'--data-from found no names of classes in {cfg.load_from}, '
+                'expected those that it was trained on: without them its '
+                'outputs mean nothing on other data. Convert an original '
+                'checkpoint with `--dataset`, or take one that '
+                '`tools/train.py` wrote.')
+        return
+    model = cfg.model.get('module', cfg.model)
+    outputs = model.get('head', {}).get('num_classes', len(classes))
+    if outputs != len(classes):
+        raise SystemExit(
+            f'The checkpoint {cfg.load_from} has the names of {len(classes)} '
+            f'classes, {classes}, the model of this config has {outputs} '
+            'outputs, expected as many. Use it with the config that it was '
+            'trained with.')
+    dataset = cfg.test_dataloader.dataset
+    data_class = dataset.type
+    if isinstance(data_class, str):
+        data_class = DATASETS.get(data_class)
+    if (dataset.get('target_classes')
+            or not issubclass(data_class or object, FERDataset)):
+        return
+    own = DATASETS.build({**dataset, 'pipeline': (), 'lazy_init': True})
+    if own.own_classes != classes:
+        dataset.target_classes = classes
+
+
+def log_classes(runner: Runner) -> None:
+    """Log which classes have no counterpart."""
+    with warnings.catch_warnings():
+        # It is in the log.
+        warnings.filterwarnings('ignore', '.*without counterpart')
+        dataset = runner.test_loop.dataloader.dataset
+    if getattr(dataset, 'target_classes', None) is None:
+        return
+    classes = dataset.metainfo['classes']
+    runner.logger.info(
+        f'The data set has the classes {dataset.own_classes}, the model '
+        f'{classes}: they are matched by their names. '
+        f'{dataset.describe_unmatched() or "Each has its counterpart."} All '
+        f'{len(classes)} classes of the model stay allowed as predictions.')
+
+
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     """Merge the command line into the config."""
     cfg.launcher = args.launcher
@@ -94,6 +173,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
                                 osp.splitext(osp.basename(args.config))[0])
 
     cfg.load_from = args.checkpoint
+
+    if args.data_from is not None:
+        take_data(cfg, args.data_from)
 
     if args.amp:
         cfg.test_cfg.fp16 = True
@@ -132,14 +214,18 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+
+    match_classes(cfg, needed=args.data_from is not None)
     return cfg
 
 
 def main() -> None:
     args = parse_args()
     cfg = merge_args(Config.fromfile(args.config), args)
+    init_cpu_processes(cfg)
     runner = Runner.from_cfg(cfg)
     runner.register_hook(CheckpointFitHook())
+    log_classes(runner)
 
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(

@@ -1,12 +1,17 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+from .affectnet import AffectNet
+from .alignment import AlignFace, align_face
+from .fer2013 import FER2013
 from .ferplus import FERPlus
 from .folder import FERFolder
 from .loading import LoadCheckedImage
 from .rafdb import RAFDB
 from .sampler import BalancedSampler
+from .sfew import SFEW
 from .synthface import CoverParts, SynthFace
 
 __all__ = [
-    'BalancedSampler', 'CoverParts', 'FERFolder', 'FERPlus',
-    'LoadCheckedImage', 'RAFDB', 'SynthFace'
+    'AffectNet', 'AlignFace', 'BalancedSampler', 'CoverParts', 'FER2013',
+    'FERFolder', 'FERPlus', 'LoadCheckedImage', 'RAFDB', 'SFEW', 'SynthFace',
+    'align_face'
 ]

@@ -3,10 +3,36 @@ import os
 import os.path as osp
 import warnings
 from collections import defaultdict
-from typing import List
+from typing import Dict, List, Optional, Sequence
 
+import numpy as np
 from mmpretrain.datasets import BaseDataset
 from sklearn.model_selection import train_test_split
+
+# The names that others give the expressions.
+ALIASES = dict(
+    angry='anger',
+    contemptuous='contempt',
+    disgusted='disgust',
+    fearful='fear',
+    happy='happiness',
+    neutrality='neutral',
+    sad='sadness',
+    surprised='surprise')
+
+
+def canonical_name(name: str) -> str:
+    """Get this project's name of a class: 'happiness' for 'Happy'.
+
+    Args:
+        name (str): The name of a class, in any case.
+
+    Returns:
+        str: The name of the expression, or ``name`` in lower case where it is
+        none.
+    """
+    name = name.strip().lower()
+    return ALIASES.get(name, name)
 
 
 class FERDataset(BaseDataset):
@@ -14,8 +40,9 @@ class FERDataset(BaseDataset):
     themselves, and part with a validation set on request.
 
     A subclass gives ``METAINFO`` with the ``classes`` in their official order,
-    ``OFFICIAL_COUNTS`` with the number of pictures of each official split, and
-    :meth:`load_split`.
+    ``OFFICIAL_COUNTS`` with the number of pictures of each official split (a
+    tuple where several circulate), where they are known ``CLASS_COUNTS`` with
+    those of its classes (a list, for the same reason), and :meth:`load_split`.
 
     Args:
         data_root (str): The folder of the data set.
@@ -28,15 +55,22 @@ class FERDataset(BaseDataset):
         pipeline (Sequence): The transforms. Defaults to ``()``.
         test_mode (bool): Whether the data set is used for testing. Defaults to
             False.
+        target_classes (Sequence[str], optional): The classes to give labels
+            of, such as those of a model that was trained on another data set.
+            Classes are matched by their names ('happy' is 'happiness'), never
+            by their indices. Pictures of other classes are left out, with a
+            warning. Defaults to None, the classes of the data set.
         **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
 
     Raises:
         FileNotFoundError: If the folder, an annotation file or a picture is
             missing.
-        ValueError: If a split, a share or a label is none that there is.
+        ValueError: If a split, a share or a label is none that there is, or
+            no class is one of ``target_classes``.
     """
 
     OFFICIAL_COUNTS: dict = {}
+    CLASS_COUNTS: Dict[str, List[tuple]] = {}
 
     def __init__(self,
                  data_root: str,
@@ -45,6 +79,8 @@ class FERDataset(BaseDataset):
                  val_seed: int = 0,
                  pipeline: tuple = (),
                  test_mode: bool = False,
+                 target_classes: Optional[Sequence[str]] = None,
+                 lazy_init: bool = False,
                  **kwargs) -> None:
         if split not in ('train', 'val', 'test'):
             raise ValueError(f"{type(self).__name__} got split='{split}', "
@@ -61,7 +97,38 @@ class FERDataset(BaseDataset):
             data_root=osp.expanduser(data_root),
             pipeline=pipeline,
             test_mode=test_mode,
+            lazy_init=True,
             **kwargs)
+        self.own_classes = tuple(self._metainfo['classes'])
+        self.target_classes = target_classes
+        self.left_out: Dict[str, int] = {}
+        if target_classes is not None:
+            self._match_classes(tuple(target_classes))
+        if not lazy_init:
+            self.full_init()
+
+    def _match_classes(self, targets: tuple) -> None:
+        name = type(self).__name__
+        indices = {}
+        for argument, classes in (('classes', self.own_classes),
+                                  ('target_classes', targets)):
+            names = [canonical_name(item) for item in classes]
+            if len(set(names)) < len(names):
+                raise ValueError(
+                    f'{name} got {argument}={classes}, two of which mean the '
+                    'same, expected one of each. Rename or join them.')
+            indices[argument] = {item: i for i, item in enumerate(names)}
+        self.class_map = {
+            i: indices['target_classes'][item]
+            for item, i in indices['classes'].items()
+            if item in indices['target_classes']
+        }
+        if not self.class_map:
+            raise ValueError(
+                f'{name} has the classes {self.own_classes}, none of which is '
+                f'one of the target classes {targets}. Use a data set that '
+                'has some of them.')
+        self._metainfo['classes'] = targets
 
     def load_split(self, split: str) -> List[dict]:
         """Read the annotations of an official split.
@@ -86,10 +153,12 @@ class FERDataset(BaseDataset):
         held_out = self.val_split > 0 and self.split != 'test'
         split = 'train' if held_out else self.split
         if split not in self.OFFICIAL_COUNTS:
-            raise ValueError(
-                f'{name} has no official split {split!r}, only '
-                f'{list(self.OFFICIAL_COUNTS)}. Set `val_split=0.1` to take a '
-                'tenth of the training set for validation.')
+            advice = (
+                'Use one of these.' if split == 'test' else
+                'Set `val_split=0.1` to take a tenth of the training set '
+                'for validation.')
+            raise ValueError(f'{name} has no official split {split!r}, only '
+                             f'{list(self.OFFICIAL_COUNTS)}. {advice}')
         data_list = self.load_split(split)
         if not data_list:
             raise ValueError(
@@ -97,16 +166,108 @@ class FERDataset(BaseDataset):
                 f'{self.data_root}, expected some. Restore the annotations '
                 'and pictures from the data set.')
         self._check_files(data_list)
-        expected = self.OFFICIAL_COUNTS[split]
-        if expected is not None and len(data_list) != expected:
-            warnings.warn(
-                f'{name} found {len(data_list)} pictures in the official '
-                f'split {split!r} of {self.data_root}, expected {expected}. '
-                'Results do not compare with published ones; check that the '
-                'data set is complete.')
+        counts = np.bincount([info['gt_label'] for info in data_list],
+                             minlength=len(self.own_classes))
+        problem = self.compare_counts(split, counts.tolist())
+        if problem:
+            warnings.warn(problem)
         if held_out:
             data_list = self._take_part(data_list)
+        if self.target_classes is not None:
+            data_list = self._map_labels(data_list)
         return data_list
+
+    def compare_counts(self, split: str,
+                       counts: Sequence[int]) -> Optional[str]:
+        """Compare numbers of pictures with the official ones.
+
+        Args:
+            split (str): One of the keys of ``OFFICIAL_COUNTS``.
+            counts (Sequence[int]): The number of pictures of each class.
+
+        Returns:
+            str | None: What differs, in a sentence.
+        """
+        totals = self.OFFICIAL_COUNTS[split]
+        if totals is None:
+            return None
+        totals = totals if isinstance(totals, tuple) else (totals, )
+        if sum(counts) not in totals:
+            return (f'{type(self).__name__} found {sum(counts)} pictures in '
+                    f'the official split {split!r} of {self.data_root}, '
+                    f'expected {" or ".join(map(str, totals))}. Results do '
+                    'not compare with published ones; check that the data set '
+                    'is complete.')
+        for official in self.CLASS_COUNTS.get(split, []):
+            others = [
+                f'{found} of {name} (expected {expected})' for name, found,
+                expected in zip(self.own_classes, counts, official)
+                if found != expected
+            ]
+            if sum(official) == sum(counts) and others:
+                return (f'{type(self).__name__} found other numbers of '
+                        f'pictures of the classes in the official split '
+                        f'{split!r} of {self.data_root}: '
+                        f'{", ".join(others)}. Check that its labels or '
+                        'folders are in the official order.')
+        return None
+
+    def _map_labels(self, data_list: List[dict]) -> List[dict]:
+        """Give the labels in the indices of the target classes."""
+        self.left_out = {
+            name: 0
+            for i, name in enumerate(self.own_classes)
+            if i not in self.class_map
+        }
+        own, target = list(self.class_map), list(self.class_map.values())
+        classes = self.metainfo['classes']
+        mapped = []
+        for info in data_list:
+            label = info['gt_label']
+            if label not in self.class_map:
+                self.left_out[self.own_classes[label]] += 1
+                continue
+            info['gt_label'] = self.class_map[label]
+            if 'gt_score' in info:
+                score = np.zeros(len(classes), info['gt_score'].dtype)
+                score[target] = info['gt_score'][own]
+                info['gt_score'] = score / score.sum()
+            mapped.append(info)
+        if not mapped:
+            raise ValueError(
+                f'{type(self).__name__} found no picture of the target '
+                f'classes {classes} in the split {self.split!r} of '
+                f'{self.data_root}, expected some. Use another split or data '
+                'set.')
+        unmatched = self.describe_unmatched()
+        if unmatched:
+            warnings.warn(unmatched)
+        return mapped
+
+    def describe_unmatched(self) -> str:
+        """Say which classes have no counterpart, of those of the data set and
+        of the target classes, and how many pictures that leaves out.
+
+        Returns:
+            str: Sentences, or none.
+        """
+        sentences = []
+        if self.left_out:
+            parts = [f'{name} ({n})' for name, n in self.left_out.items()]
+            sentences.append(
+                f'{type(self).__name__} leaves out '
+                f'{sum(self.left_out.values())} pictures of its classes '
+                f'without counterpart: {", ".join(parts)}.')
+        present = set(self.class_map.values())
+        absent = [
+            name for i, name in enumerate(self.metainfo['classes'])
+            if i not in present
+        ]
+        if absent:
+            sentences.append(
+                f'Target classes without counterpart in {type(self).__name__}'
+                f', so without pictures: {", ".join(absent)}.')
+        return ' '.join(sentences)
 
     def _take_part(self, data_list: List[dict]) -> List[dict]:
         labels = [info['gt_label'] for info in data_list]

@@ -2,20 +2,187 @@
 import os
 import os.path as osp
 import warnings
-from typing import List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from mmengine.utils import scandir
 from mmpretrain.registry import DATASETS
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .base import FERDataset
+from .base import FERDataset, canonical_name
 
-SPLIT_NAMES = ('train', 'training', 'val', 'valid', 'validation', 'test',
-               'testing')
+# What copies of the data sets call the folders of their splits.
+SPLITS = dict(
+    train=('train', 'training', 'train_set', 'train_class',
+           'train_aligned_faces'),
+    val=('val', 'valid', 'validation', 'val_set', 'val_class',
+         'val_aligned_faces', 'val_aligned_faces_new'),
+    test=('test', 'testing', 'test_set', 'test_aligned_faces'))
+
+
+def split_of(name: str) -> Optional[str]:
+    """Get the split that the name of a folder means, if any."""
+    return next((split for split in SPLITS if name.lower() in SPLITS[split]),
+                None)
+
+
+def list_folders(folder: str) -> List[str]:
+    """List the names of the folders in a folder, but for hidden ones."""
+    return sorted(
+        entry.name for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith('.'))
+
+
+def list_pictures(folder: str) -> Tuple[List[str], List[str]]:
+    """List the files in a folder and in its folders.
+
+    Returns:
+        tuple[list[str], list[str]]: The paths of pictures by their extension,
+        and of other files.
+    """
+    pictures, others = [], []
+    for file in sorted(scandir(folder, recursive=True)):
+        is_picture = file.lower().endswith(IMG_EXTENSIONS)
+        (pictures if is_picture else others).append(osp.join(folder, file))
+    return pictures, others
+
+
+def _find(root: str, meaning: Callable[[str], Optional[str]]) -> Dict:
+    found = {}
+    for name in list_folders(root):
+        key = meaning(name)
+        if key is not None and key in found:
+            raise ValueError(
+                f'{osp.abspath(root)} has the folders {found[key]!r} and '
+                f'{name!r}, which both mean {key!r}, expected one of them. '
+                'Join them, or move one away.')
+        if key is not None:
+            found[key] = name
+    return {key: osp.join(root, name) for key, name in found.items()}
+
+
+def find_splits(root: str) -> Dict[str, str]:
+    """Find the folders of the splits, under any of their usual names.
+
+    Returns:
+        dict[str, str]: The folder of each split that is there.
+
+    Raises:
+        ValueError: If two folders mean the same split.
+    """
+    found = _find(root, split_of) if osp.isdir(root) else {}
+    for split, folder in found.items():
+        # The archives of SFEW: Train/Train_Aligned_Faces
+        inner = _find(folder, split_of)
+        if list(inner) == [split]:
+            found[split] = inner[split]
+    return found
+
+
+def find_classes(folder: str,
+                 classes: Sequence[str],
+                 numbered: bool = False) -> Dict[str, str]:
+    """Find the folders of the classes, under any of their usual names.
+
+    Args:
+        folder (str): The folder of a split.
+        classes (Sequence[str]): The classes in the order of their indices.
+        numbered (bool): Whether the indices are names, too. Defaults to
+            False.
+
+    Returns:
+        dict[str, str]: The folder of each class that is there.
+
+    Raises:
+        ValueError: If a folder means none of the classes, or two the same.
+    """
+    known = {canonical_name(name): name for name in classes}
+    if numbered:
+        known.update((str(i), name) for i, name in enumerate(classes))
+    unknown = [
+        name for name in list_folders(folder)
+        if canonical_name(name) not in known
+    ]
+    if unknown:
+        numbers = f' or 0 to {len(classes) - 1}' if numbered else ''
+        raise ValueError(
+            f'{osp.abspath(folder)} has the folders {unknown}, expected only '
+            f'those of the classes {tuple(classes)}{numbers}. Rename or move '
+            'them, or convert the data set with tools/dataset_converters.')
+    return _find(folder, lambda name: known[canonical_name(name)])
+
+
+class ClassFolders(FERDataset):
+    """The common part of the data sets with a folder per class in a folder
+    per split: ::
+
+        data_root
+        ├── train
+        │   ├── happiness
+        │   │   ├── xxx.jpg
+        │   │   └── ...
+        │   └── ...
+        ├── val
+        └── test
+
+    Other usual names of splits are known (`Training`, `validation`,
+    `Train_Aligned_Faces`), so are those of classes (`Happy`), in any case, and
+    where a subclass sets ``NUMBERED`` their official indices. Files that are
+    in no folder of a class, or are no pictures by their extension, are left
+    out with a warning that names one.
+
+    See :class:`FERDataset` for the arguments and errors.
+    """
+
+    NUMBERED = False
+
+    def load_split(self, split: str) -> List[dict]:
+        """List the pictures of a split."""
+        splits = find_splits(self.data_root)
+        if split not in splits:
+            advice = ('set `val_split=0.1` to take a tenth of the training '
+                      'set for validation'
+                      if split == 'val' else 'use another split')
+            raise FileNotFoundError(
+                f'{type(self).__name__} found folders of the splits '
+                f'{list(splits)} in {osp.abspath(self.data_root)}, expected '
+                f'one of {split!r}. Check `data_root`, or {advice}.')
+        folder = splits[split]
+        found = find_classes(folder, self.METAINFO['classes'], self.NUMBERED)
+        folders = [
+            found.get(name, osp.join(folder, name))
+            for name in self.METAINFO['classes'][:len(self.own_classes)]
+        ]
+        return self._list_classes(folder, folders, split)
+
+    def _list_classes(self, folder: str, folders: List[str],
+                      split: str) -> List[dict]:
+        """List the pictures in the folders of the classes, in the order of
+        their indices, in a folder."""
+        data_list = []
+        others = [osp.join(folder, file) for file in scandir(folder)]
+        for label, path in enumerate(folders):
+            pictures, more = list_pictures(path) if osp.isdir(path) else ([],
+                                                                          [])
+            others += more
+            if not pictures and split == 'train':
+                raise ValueError(
+                    f'{type(self).__name__} found no picture in {path}, '
+                    'expected some of this class. Add pictures, or remove '
+                    'the folder.')
+            data_list += [
+                dict(img_path=picture, gt_label=label) for picture in pictures
+            ]
+        if others:
+            warnings.warn(
+                f'{type(self).__name__} left out {len(others)} files that are '
+                'in no folder of a class or are no pictures by their '
+                f'extension, the first is {others[0]}; it reads '
+                f'{", ".join(IMG_EXTENSIONS)}.')
+        return data_list
 
 
 @DATASETS.register_module()
-class FERFolder(FERDataset):
+class FERFolder(ClassFolders):
     """Pictures in a folder per class, with any names of classes.
 
     Either all of them, ::
@@ -89,12 +256,12 @@ class FERFolder(FERDataset):
             **kwargs)
 
     def _check_splits(self, data_root: str, parted: bool) -> None:
-        folders = self._list_folders(data_root)
+        folders = list_folders(data_root)
         splits = {'train', 'val', 'test'}
         # Other names of splits, which would be taken for classes.
         others = sorted(
-            set(folders) - splits if parted else
-            [name for name in folders if name.lower() in SPLIT_NAMES])
+            set(folders) -
+            splits if parted else [name for name in folders if split_of(name)])
         if others:
             raise ValueError(
                 f'{type(self).__name__} found the folders {folders} in '
@@ -114,7 +281,7 @@ class FERFolder(FERDataset):
                 f'{cls.__name__} found no folder {osp.abspath(folder)}, '
                 'expected one with a folder of pictures per class. Check the '
                 'path.')
-        classes = cls._list_folders(folder)
+        classes = list_folders(folder)
         if len(classes) < 2:
             raise ValueError(
                 f'{cls.__name__} found the folders {classes} in '
@@ -122,50 +289,19 @@ class FERFolder(FERDataset):
                 'each of at least 2 classes. Sort the pictures into them.')
         return classes
 
-    @staticmethod
-    def _list_folders(folder: str) -> List[str]:
-        return sorted(
-            entry.name for entry in os.scandir(folder)
-            if entry.is_dir() and not entry.name.startswith('.'))
-
     def load_split(self, split: str) -> List[dict]:
         """List the pictures of a split."""
-        classes = self.metainfo['classes']
-        unknown = set(self._list_folders(self.folder)) - set(classes)
+        unknown = set(list_folders(self.folder)) - set(self.own_classes)
         if unknown:
             raise ValueError(
                 f'{type(self).__name__} found the folders {sorted(unknown)} '
                 f'in {self.folder}, expected only the classes '
-                f'{tuple(classes)}. Rename or remove them.')
-        data_list = []
-        others = [osp.join(self.folder, file) for file in scandir(self.folder)]
-        for label, name in enumerate(classes):
-            folder = osp.join(self.folder, name)
-            pictures = []
-            for file in sorted(
-                    scandir(folder, recursive=True) if osp.isdir(folder) else (
-                    )):
-                is_picture = file.lower().endswith(IMG_EXTENSIONS)
-                (pictures if is_picture else others).append(
-                    osp.join(folder, file))
-            if not pictures and split == 'train':
-                raise ValueError(
-                    f'{type(self).__name__} found no picture in {folder}, '
-                    'expected some of this class. Add pictures, or remove '
-                    'the folder.')
-            data_list += [
-                dict(img_path=path, gt_label=label) for path in pictures
-            ]
-        if others:
-            warnings.warn(
-                f'{type(self).__name__} left out {len(others)} files that are '
-                'in no folder of a class or are no pictures by their '
-                f'extension, the first is {others[0]}; it reads '
-                f'{", ".join(IMG_EXTENSIONS)}.')
-        return data_list
+                f'{self.own_classes}. Rename or remove them.')
+        folders = [osp.join(self.folder, name) for name in self.own_classes]
+        return self._list_classes(self.folder, folders, split)
 
     def _take_part(self, data_list: List[dict]) -> List[dict]:
         # Of few pictures, about one of each class.
-        share = len(self.metainfo['classes']) / len(data_list)
+        share = len(self.own_classes) / len(data_list)
         self.val_split = max(self.val_split, share)
         return super()._take_part(data_list)

@@ -38,6 +38,10 @@ class RAFDB(FERDataset):
                     'anger', 'neutral')
     }
     OFFICIAL_COUNTS = {'train': 12271, 'test': 3068}
+    CLASS_COUNTS = {
+        'train': [(1290, 281, 717, 4772, 1982, 705, 2524)],
+        'test': [(329, 74, 160, 1185, 478, 162, 680)]
+    }
 
     def load_split(self, split: str) -> List[dict]:
         """Read the annotations of an official split."""

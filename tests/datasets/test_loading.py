@@ -86,6 +86,18 @@ def test_other_bad_files_are_refused(load, tmp_path):
         load(tmp_path / 'nowhere.jpg')
 
 
+def test_exif_orientation_can_be_ignored(tmp_path):
+    picture = Image.fromarray(colour()[:32])
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / 'turned.png', exif=exif)
+    load = TRANSFORMS.build(
+        dict(type='LoadCheckedImage', color_type='color_ignore_orientation'))
+    img = load(dict(img_path=str(tmp_path / 'turned.png')))['img']
+    assert np.array_equal(img, colour()[:32, :, ::-1])
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 @pytest.mark.parametrize('side', [10000, 20000])
 def test_decompression_bombs_are_refused(load, tmp_path, side):
     content = io.BytesIO()

@@ -10,15 +10,14 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 
 from dan_mm.checkpoint import CheckpointLoadError, weights_only
-from dan_mm.datasets import RAFDB, FERPlus
+from dan_mm.datasets import RAFDB, SFEW, AffectNet, FERPlus
 
-AFFECTNET = ('neutral', 'happiness', 'sadness', 'surprise', 'fear', 'disgust',
-             'anger', 'contempt')
 CLASSES = dict(
-    affectnet7=AFFECTNET[:7],
-    affectnet8=AFFECTNET,
+    affectnet7=AffectNet.METAINFO['classes'][:7],
+    affectnet8=AffectNet.METAINFO['classes'],
     ferplus=FERPlus.METAINFO['classes'],
-    rafdb=RAFDB.METAINFO['classes'])
+    rafdb=RAFDB.METAINFO['classes'],
+    sfew=SFEW.METAINFO['classes'])
 
 CENTERS = 'head.loss_affinity.centers'
 
