@@ -14,13 +14,14 @@ from mmpretrain.structures import DataSample
 
 CONFIGS = sorted(
     osp.relpath(path, f'{ROOT}/configs')
-    for path in glob.glob(f'{ROOT}/configs/*.py'))
+    for path in glob.glob(f'{ROOT}/configs/**/*.py', recursive=True)
+    if '/_base_/' not in path and '/retinaface/' not in path)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_builds_and_runs(name, tmp_path):
     cfg = Config.fromfile(f'{ROOT}/configs/{name}')
-    method, dataset = name[:-len('.py')].split('_')
+    method, dataset = osp.basename(name)[:-len('.py')].split('_')
     cfg.model.backbone.pop('init_cfg', None)
     model = MODELS.build(
         dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
@@ -82,6 +83,98 @@ def test_rafdb_augmentation():
         assert grey == 0 or 0.015 < grey < 0.26
     assert 0.14 < np.mean(turned) < 0.26
     assert 0.42 < np.mean(erased) < 0.58
+
+
+@pytest.mark.parametrize('method', ['dan', 'resnet18'])
+@pytest.mark.parametrize('classes', [7, 8])
+def test_affectnet_is_the_recipe_of_the_original_code(method, classes):
+    cfg = Config.fromfile(f'{ROOT}/configs/{method}_affectnet{classes}.py')
+    assert cfg.optim_wrapper.optimizer == dict(type='Adam', lr=1e-4)
+    assert cfg.param_scheduler.type == 'ExponentialLR'
+    assert cfg.param_scheduler.gamma == 0.6 and cfg.param_scheduler.by_epoch
+    assert cfg.train_cfg.max_epochs == 40
+    loader = cfg.train_dataloader
+    assert loader.batch_size == 256
+    assert loader.sampler.type == 'BalancedSampler'
+    assert cfg.val_dataloader is None and cfg.val_cfg is None
+    assert cfg.test_dataloader.dataset.split == 'val'
+    for dataset in loader.dataset, cfg.test_dataloader.dataset:
+        assert dataset.num_classes == classes == cfg.model.head.num_classes
+    assert cfg.model.backbone.init_cfg.checkpoint.endswith('msceleb.pth')
+
+
+def test_affectnet_augmentation():
+    """The shares of moved and erased pictures, on a white one."""
+    cfg = Config.fromfile(f'{ROOT}/configs/dan_affectnet8.py')
+    pipeline = Compose(cfg.train_dataloader.dataset.pipeline[1:-1])
+    np.random.seed(0)
+    torch.manual_seed(0)
+    moved, erased, black = [], [], []
+    for _ in range(400):
+        results = dict(img=np.full((100, 100, 3), 255, np.uint8))
+        img = pipeline(results)['img']
+        assert img.shape == (224, 224, 3)
+        # Moving fills with black, erasing with the mean.
+        black.append((img == 0).all(2).mean())
+        moved.append(black[-1] > 0)
+        grey = (img == (103, 116, 123)).all(2).mean()
+        erased.append(grey > 0)
+        assert grey == 0 or 0.015 < grey < 0.34
+    assert 0.62 < np.mean(moved) < 0.78
+    assert 0.42 < np.mean(erased) < 0.58
+    # Shifts by a fifth in both directions and a scale of 0.8 at most.
+    assert 0.4 < np.max(black) < 0.6
+
+
+@pytest.mark.parametrize('method', ['dan', 'resnet18'])
+def test_sfew(method):
+    cfg = Config.fromfile(f'{ROOT}/configs/{method}_sfew.py')
+    for loader, split in ((cfg.train_dataloader, 'train'),
+                          (cfg.test_dataloader, 'val')):
+        assert loader.batch_size == 256
+        assert loader.sampler.type == 'DefaultSampler'
+        assert loader.dataset.type == 'SFEW' and loader.dataset.split == split
+        assert loader.dataset.data_root == 'data/sfew'
+        assert 'num_classes' not in loader.dataset
+    assert cfg.train_cfg.max_epochs == 40 and cfg.val_cfg is None
+
+
+def differences(one, other, path=()):
+    """The keys whose values are not the same, as a dictionary of paths."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        found = {}
+        for key in one.keys() | other.keys():
+            found.update(
+                differences(one.get(key), other.get(key), (*path, key)))
+        return found
+    return {} if one == other else {'.'.join(path): other}
+
+
+@pytest.mark.parametrize('variant, key, value', [
+    ('fcn-none', 'model.head.loss_affinity', None),
+    ('fcn-center', 'model.head.loss_affinity', dict(type='CenterLoss')),
+    ('afn-none', 'model.head.loss_partition', None),
+    ('affinity-w0p1', 'model.head.loss_affinity',
+     dict(type='AffinityLoss', loss_weight=0.1)),
+    ('affinity-w10', 'model.head.loss_affinity',
+     dict(type='AffinityLoss', loss_weight=10.)),
+    ('partition-w0p1', 'model.head.loss_partition',
+     dict(type='PartitionLoss', loss_weight=0.1)),
+    ('partition-w10', 'model.head.loss_partition',
+     dict(type='PartitionLoss', loss_weight=10.)),
+    *((f'h{k}', 'model.neck.num_heads', k) for k in (1, 2, 3, 5, 6, 7, 8)),
+])
+def test_ablations_change_one_thing(variant, key, value):
+    base = Config.fromfile(f'{ROOT}/configs/dan_rafdb.py').to_dict()
+    cfg = Config.fromfile(
+        f'{ROOT}/configs/ablation/dan-{variant}_rafdb.py').to_dict()
+    # `None` and a loss that is not mentioned, its default, are not the same.
+    assert key.rsplit('.', 1)[1] in cfg['model'][key.split('.')[1]]
+    base['model']['head'].setdefault('loss_affinity', 'default')
+    base['model']['head'].setdefault('loss_partition', 'default')
+    for name, default in base['model']['head'].items():
+        cfg['model']['head'].setdefault(name, default)
+    assert differences(base, cfg) == {key: value}
 
 
 @pytest.mark.parametrize('method',

@@ -231,8 +231,9 @@ def merge(*arguments):
 def test_the_training_tool_merges_its_arguments():
     rafdb, ferplus = (f'{ROOT}/configs/dan_{name}.py'
                       for name in ('rafdb', 'ferplus'))
-    cfg = merge(rafdb, '--amp', '--auto-scale-lr', '--resume', '--cfg-options',
-                'train_cfg.max_epochs=3')
+    cfg = merge(rafdb, '--amp', '--auto-scale-lr', '--resume', '--seed', '7',
+                '--cfg-options', 'train_cfg.max_epochs=3')
+    assert cfg.randomness == dict(seed=7, deterministic=True)
     assert cfg.auto_scale_lr == dict(base_batch_size=256, enable=True)
     assert cfg.optim_wrapper.type in ('AmpOptimWrapper', 'CPUAmpOptimWrapper')
     assert cfg.resume and cfg.load_from is None

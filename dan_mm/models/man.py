@@ -241,9 +241,9 @@ class MAN(BaseModule):
         if not isinstance(feats, torch.Tensor):
             raise ValueError(
                 f'MAN got {type(feats).__name__} as the output of the '
-                'backbone, expected a tensor. Choose an output of the '
-                "backbone that is one, with `neck.in_index` or the backbone's "
-                '`out_type`.')
+                'backbone, expected a tensor. Choose an output that is one, '
+                "with `neck.in_index` or `backbone.out_type='featmap'`; a "
+                "backbone that has none can't feed MAN.")
         shape = tuple(feats.shape)
         channels = self.in_channels
         if feats.ndim == 4 and shape[1] == channels:
@@ -256,8 +256,9 @@ class MAN(BaseModule):
             f'MAN got features of shape {shape} from the backbone and '
             f'in_channels={channels}, expected (B, {channels}, H, W), '
             f'(B, L, {channels}) or (B, {channels}). Set `neck.in_channels` '
-            "to the number of channels, or choose another output with "
-            "`neck.in_index` or the backbone's `out_type`.")
+            'to the number of channels, or choose another output with '
+            "`neck.in_index` or the backbone's `out_type` or "
+            '`reshape_last_feat`.')
 
     def _tokens_to_map(self, tokens: torch.Tensor) -> torch.Tensor:
         batch_size, length, channels = tokens.shape

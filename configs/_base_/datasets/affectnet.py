@@ -1,0 +1,74 @@
+# AffectNet, 224x224, with the augmentation of the original code
+dataset_type = 'AffectNet'
+data_root = 'data/affectnet'
+data_preprocessor = dict(
+    num_classes=8,
+    # RGB, of ImageNet
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    to_rgb=True)
+
+train_pipeline = [
+    dict(type='LoadCheckedImage'),
+    dict(type='Resize', scale=(224, 224), backend='pillow'),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(
+        type='RandomApply',
+        prob=0.7,
+        transforms=[
+            dict(type='NumpyToPIL'),
+            dict(
+                type='torchvision/RandomAffine',
+                degrees=20,
+                translate=(0.2, 0.2),
+                scale=(0.8, 1)),
+            dict(type='PILToNumpy'),
+        ]),
+    dict(
+        type='RandomErasing',
+        erase_prob=0.5,
+        min_area_ratio=0.02,
+        max_area_ratio=0.33,
+        aspect_range=(0.3, 3.3),
+        # BGR, the mean: 0 after the normalisation
+        fill_color=(103.53, 116.28, 123.675)),
+    dict(type='PackInputs'),
+]
+
+test_pipeline = [
+    dict(type='LoadCheckedImage'),
+    dict(type='Resize', scale=(224, 224), backend='pillow'),
+    dict(type='PackInputs'),
+]
+
+train_dataloader = dict(
+    batch_size=256,
+    num_workers=4,
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        num_classes=8,
+        split='train',
+        pipeline=train_pipeline),
+    sampler=dict(type='BalancedSampler'),
+)
+
+# The full training set is trained on, and the official validation set, on
+# which results are reported, is tested on: nothing is chosen on it.
+val_dataloader = None
+val_evaluator = None
+val_cfg = None
+
+test_dataloader = dict(
+    batch_size=256,
+    num_workers=4,
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        num_classes=8,
+        split='val',
+        pipeline=test_pipeline),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
+test_evaluator = [dict(type='Accuracy'), dict(type='BalancedAccuracy')]
+test_cfg = dict()

@@ -1,0 +1,4 @@
+_base_ = '../dan_rafdb.py'
+
+# Table 5: no loss between the attention heads
+model = dict(head=dict(loss_partition=None))

@@ -1,0 +1,4 @@
+_base_ = '../dan_rafdb.py'
+
+# Figure 5: the number of attention heads
+model = dict(neck=dict(num_heads=7))

@@ -1,0 +1,15 @@
+_base_ = [
+    '_base_/models/resnet18.py',
+    '_base_/datasets/affectnet.py',
+    '_base_/schedules/adam_40e.py',
+    '_base_/default_runtime.py',
+]
+
+model = dict(
+    # Trained on MS-Celeb-1M, see dan_rafdb.py for other starts.
+    backbone=dict(
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='checkpoints/resnet18_msceleb.pth',
+            prefix='backbone')),
+    head=dict(num_classes={{_base_.data_preprocessor.num_classes}}))
