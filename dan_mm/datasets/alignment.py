@@ -12,6 +12,9 @@ from mmpretrain.registry import TRANSFORMS
 TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [
     56.0252, 71.7366
 ], [41.5493, 92.3655], [70.7299, 92.2041]]) / 112
+# The files that tools/dataset_converters/align_faces.py puts beside the faces:
+# how it aligned them, and what happened to each picture.
+ALIGNMENT, REPORT = 'alignment.json', 'faces.csv'
 LANDMARKS = ('left eye', 'right eye', 'nose tip', 'left mouth corner',
              'right mouth corner')
 

@@ -1,4 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+import json
 import os
 import os.path as osp
 import warnings
@@ -8,6 +9,8 @@ from typing import Dict, List, Optional, Sequence
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 from sklearn.model_selection import train_test_split
+
+from .alignment import ALIGNMENT, AlignFace
 
 # The names that others give the expressions.
 ALIASES = dict(
@@ -99,6 +102,7 @@ class FERDataset(BaseDataset):
             test_mode=test_mode,
             lazy_init=True,
             **kwargs)
+        self._metainfo.update(self._find_alignment())
         self.own_classes = tuple(self._metainfo['classes'])
         self.target_classes = target_classes
         self.left_out: Dict[str, int] = {}
@@ -106,6 +110,25 @@ class FERDataset(BaseDataset):
             self._match_classes(tuple(target_classes))
         if not lazy_init:
             self.full_init()
+
+    def _find_alignment(self) -> dict:
+        """Find how the faces were aligned: by the pipeline, or by the tool
+        that made the folder. Checkpoints carry it."""
+        for transform in self.pipeline.transforms:
+            if isinstance(transform, AlignFace):
+                return dict(alignment=transform.settings)
+        path = osp.join(self.data_root, ALIGNMENT)
+        if not osp.isfile(path):
+            return {}
+        try:
+            with open(path, encoding='utf-8') as file:
+                return dict(alignment=AlignFace(**json.load(file)).settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f'{type(self).__name__} can not read {path} ({error}), '
+                'expected the size, margin and interpolation that '
+                'tools/dataset_converters/align_faces.py writes. Align the '
+                'pictures again, or remove the file.') from error
 
     def _match_classes(self, targets: tuple) -> None:
         name = type(self).__name__

@@ -364,7 +364,16 @@ def run(plan: Callable[[str], Plan],
         raise SystemExit(str(error))
 
 
-def _check_apart(src: str, dst: str) -> None:
+def check_apart(src: str, dst: str) -> None:
+    """Refuse to write into a data set, or around it.
+
+    Args:
+        src (str): The data set.
+        dst (str): The folder to write.
+
+    Raises:
+        ValueError: If one is in the other.
+    """
     source = osp.join(osp.realpath(src), '')
     folders = [
         path for pattern in ('*', osp.join('*', '*'))
@@ -385,7 +394,7 @@ def _run(make_plan: Callable, make_config: Callable, src: str,
         raise FileNotFoundError(f'Found no {osp.abspath(src)}, expected a '
                                 'data set. Check the path.')
     if dst:
-        _check_apart(src, dst)
+        check_apart(src, dst)
     plan = make_plan(src)
     items, left_out = plan.items, plan.left_out
     if not items:

@@ -8,6 +8,7 @@ from mmengine.utils import scandir
 from mmpretrain.registry import DATASETS
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from .alignment import ALIGNMENT, REPORT
 from .base import FERDataset, canonical_name
 
 # What copies of the data sets call the folders of their splits.
@@ -159,7 +160,10 @@ class ClassFolders(FERDataset):
         """List the pictures in the folders of the classes, in the order of
         their indices, in a folder."""
         data_list = []
-        others = [osp.join(folder, file) for file in scandir(folder)]
+        others = [
+            osp.join(folder, file) for file in scandir(folder)
+            if file not in (ALIGNMENT, REPORT)
+        ]
         for label, path in enumerate(folders):
             pictures, more = list_pictures(path) if osp.isdir(path) else ([],
                                                                           [])

@@ -1,11 +1,12 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import csv
+import warnings
 
 import cv2
 import numpy as np
 import pytest
 from conftest import draw_face, shared
-from mmpretrain.registry import TRANSFORMS
+from mmpretrain.registry import DATASETS, TRANSFORMS
 
 from dan_mm.datasets.alignment import (align_face, box_transform,
                                        face_template, similarity_transform)
@@ -143,6 +144,33 @@ def test_the_transform_of_a_pipeline():
     for key, value in dict(interpolation='x', margin=-1, size=0).items():
         with pytest.raises(ValueError, match=f'AlignFace got {key}='):
             TRANSFORMS.build({'type': 'AlignFace', key: value})
+
+
+def test_data_sets_note_the_alignment(tmp_path):
+    """The checkpoint carries the meta information of the data set."""
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            cv2.imwrite(f'{tmp_path}/{name}/{i}.png', draw_face(i))
+    folder = dict(type='FERFolder', data_root=str(tmp_path))
+    assert 'alignment' not in DATASETS.build(folder).metainfo
+    align = dict(type='AlignFace', size=(50, 60), margin=0.2)
+    settings = dict(size=(50, 60), margin=0.2, interpolation='bilinear')
+    dataset = DATASETS.build(dict(folder, pipeline=[align]))
+    assert dataset.metainfo['alignment'] == settings
+
+    path = tmp_path / 'alignment.json'
+    path.write_text('{"size": 64, "margin": 0.1, "interpolation": "bicubic"}')
+    (tmp_path / 'faces.csv').write_text('path\n')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        dataset = DATASETS.build(folder)
+    assert dataset.metainfo['alignment'] == dict(
+        size=64, margin=0.1, interpolation='bicubic')
+    for text in '{"size": -1}', '[1]', '{"x": 1}', '{':
+        path.write_text(text)
+        with pytest.raises(ValueError, match='alignment.json.*align_faces.py'):
+            DATASETS.build(folder)
 
 
 def test_real_faces():
