@@ -3,6 +3,7 @@
 import glob
 import os
 import os.path as osp
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -59,10 +60,16 @@ def test_models_by_name():
 
 @pytest.mark.slow
 def test_a_wheel_has_the_index(tmp_path):
+    source = tmp_path / 'source'
+    for name in 'dan_mm', 'configs':
+        shutil.copytree(f'{ROOT}/{name}', source / name)
+    for name in 'setup.py', 'README.md', 'MANIFEST.in':
+        shutil.copy(f'{ROOT}/{name}', source)
     subprocess.run([
         sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps',
         '--no-build-isolation', '--wheel-dir',
-        str(tmp_path), ROOT
+        str(tmp_path),
+        str(source)
     ],
                    check=True)
     wheel, = tmp_path.glob('*.whl')

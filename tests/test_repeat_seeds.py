@@ -1,5 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import json
+import os
 import runpy
 import sys
 
@@ -52,14 +53,15 @@ def test_repeat_seeds(repeat, ferplus_root, tmp_path, capsys):
     def fails(name, *arguments):
         raise SystemExit('interrupted')
 
-    calls = repeat(config, '--work-dir', work_dir, '--seeds', 5)
+    options = '--no-pin-memory', '--cfg-options', 'x=1'
+    runs = config, '--work-dir', work_dir, '--seeds'
+    calls = repeat(*runs, 5, *options)
     assert [name for name, _ in calls] == ['train', 'test', 'test']
     assert ('--seed', '5') == calls[0][1][3:5]
     # What is done is not done again, before and after an interruption.
     with pytest.raises(SystemExit, match='interrupted'):
-        repeat(config, '--work-dir', work_dir, '--seeds', 5, 6, run=fails)
-    calls = repeat(config, '--work-dir', work_dir, '--seeds', 5, 6,
-                   '--no-pin-memory', '--cfg-options', 'x=1')
+        repeat(*runs, 5, 6, *options, run=fails)
+    calls = repeat(*runs, 5, 6, *options)
     assert [name for name, _ in calls] == ['train', 'test', 'test']
     assert '--no-pin-memory' in calls[0][1] and 'x=1' in calls[2][1]
 
@@ -71,8 +73,16 @@ def test_repeat_seeds(repeat, ferplus_root, tmp_path, capsys):
             assert (f'{np.mean(values):.2f} ± '
                     f'{np.std(values, ddof=1):.2f}') in table
     assert results['5']['best']['checkpoint'].startswith('best_accuracy')
-    assert repeat(config, '--work-dir', work_dir, '--seeds', 6, 5) == []
+    assert repeat(*runs, 6, 5, *options) == []
     assert 'chosen by validation' in capsys.readouterr().out
+    # Other options would be another experiment.
+    for other in ((), ('--no-pin-memory', '--cfg-options', 'x=2')):
+        with pytest.raises(SystemExit, match='runs with another .*--work-dir'):
+            repeat(*runs, 6, 5, *other)
+    # A checkpoint that was trained anew is tested anew.
+    os.utime(work_dir / 'seed_5' / 'epoch_1.pth', (1, 1))
+    calls = repeat(*runs, 6, 5, *options)
+    assert [name for name, _ in calls] == ['test']
 
 
 def test_without_a_validation_set(repeat, tmp_path, capsys):
@@ -82,11 +92,14 @@ def test_without_a_validation_set(repeat, tmp_path, capsys):
         folder.mkdir()
         last = folder / 'epoch_40.pth'
         (folder / 'last_checkpoint').write_text(str(last))
+        last.write_bytes(b'weights')
         (folder / 'last.json').write_text(
             json.dumps({
                 'accuracy/top1': accuracy,
                 'accuracy/balanced': accuracy - 10,
-                'checkpoint': last.name
+                'checkpoint': last.name,
+                'size': 7,
+                'time': last.stat().st_mtime
             }))
     assert repeat(config, '--work-dir', tmp_path, '--seeds', 0, 1) == []
     output = capsys.readouterr().out

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from dan_mm.engine import CheckpointFitHook
 from dan_mm.engine.checkpoint_hook import AtomicLocalBackend
 
 EPOCHS = 4
@@ -40,6 +41,8 @@ def config(root, work_dir, **options):
     cfg.merge_from_dict({
         'model.backbone.base_channels': 8,
         'model.backbone.stem_channels': 8,
+        # Random numbers in the model, too
+        'model.backbone.drop_path_rate': 0.5,
         'model.neck.in_channels': 64,
         'model.head.in_channels': 64,
         'train_cfg.max_epochs': EPOCHS,
@@ -193,14 +196,16 @@ def record(cfg, stop=None):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_pictures_do_not_depend_on_workers(ferplus_root, tmp_path, workers):
     options = dict(randomness=dict(seed=1), train_cfg__max_epochs=2)
-    two, _ = record(config(ferplus_root, tmp_path / '2', **options))
+    two, runner = record(config(ferplus_root, tmp_path / '2', **options))
     cfg = config(
         ferplus_root,
         tmp_path / 'other',
         train_dataloader__num_workers=workers,
         train_dataloader__persistent_workers=False,
         **options)
-    other, _ = record(cfg)
+    other, another = record(cfg)
+    for key, value in runner.model.state_dict().items():
+        assert torch.equal(value, another.model.state_dict()[key]), key
     assert two.keys() == other.keys() and len(two) == 6
     for key, value in two.items():
         assert torch.equal(value, other[key])
@@ -227,6 +232,126 @@ def test_a_seed_that_was_drawn_is_resumed(ferplus_root, tmp_path):
     assert set(second) == {(1, i) for i in range(3)}
     for key, value in second.items():
         assert torch.equal(value, first[key])
+
+
+@pytest.mark.parametrize('keep, kept', [(-1, range(1, 7)), (1, [6]),
+                                        (2, [5, 6]), (5, range(2, 7))])
+def test_checkpoints_that_are_kept(ferplus_root, tmp_path, keep, kept):
+    cfg = config(
+        ferplus_root,
+        tmp_path,
+        default_hooks__checkpoint__max_keep_ckpts=keep,
+        default_hooks__checkpoint__save_best=None,
+        train_cfg__max_epochs=6,
+        train_dataloader__num_workers=0,
+        train_dataloader__persistent_workers=False,
+        train_dataloader__dataset__indices=8)
+    cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
+    cfg.param_scheduler.total_steps = 6
+    Runner.from_cfg(cfg).train()
+    assert {path.name
+            for path in tmp_path.glob('*.pth')
+            } == {f'epoch_{epoch}.pth'
+                  for epoch in kept}
+
+
+def test_an_epoch_is_validated_once(ferplus_root, tmp_path):
+    """Resumed from before its validation, and from after it."""
+    cfg = config(
+        ferplus_root,
+        tmp_path / 'one',
+        train_cfg__max_epochs=1,
+        train_dataloader__num_workers=0,
+        train_dataloader__persistent_workers=False)
+    Runner.from_cfg(cfg).train()
+    validated = tmp_path / 'one' / 'epoch_1.pth'
+    checkpoint = load(validated)
+    runtime = checkpoint['message_hub']['runtime_info']
+    assert runtime['validated_epoch'] == 1 and runtime['best_score'] >= 0
+    for key in 'validated_epoch', 'best_score', 'best_ckpt':
+        del runtime[key]
+    torch.save(checkpoint, tmp_path / 'not_validated.pth')
+
+    class Count(Hook):
+        number = 0
+
+        def after_val_epoch(self, runner, metrics):
+            self.number += 1
+
+    for path, expected in (validated, 0), (tmp_path / 'not_validated.pth', 1):
+        cfg.update(
+            resume=True, load_from=str(path), work_dir=str(tmp_path / 'two'))
+        runner = Runner.from_cfg(cfg)
+        count = Count()
+        runner.register_hook(count)
+        runner.train()
+        assert count.number == expected
+    assert len(list((tmp_path / 'two').glob('best_*_epoch_1.pth'))) == 1
+    # The folder that it was resumed from keeps its own.
+    assert len(list((tmp_path / 'one').glob('best_*_epoch_1.pth'))) == 1
+
+
+def test_weights_alone_are_not_resumed(ferplus_root, tmp_path):
+    cfg = config(ferplus_root, tmp_path, train_cfg__max_epochs=1)
+    Runner.from_cfg(cfg).train()
+    best, = tmp_path.glob('best_*.pth')
+    cfg.update(resume=True, load_from=str(best))
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(CheckpointFitHook())
+    with pytest.raises(ValueError, match='no state of the optimizer.*epoch_'):
+        runner.train()
+
+
+def test_accumulated_gradients_are_warned_of(ferplus_root, tmp_path):
+    for steps, warned in (2, True), (3, False):
+        cfg = config(
+            ferplus_root,
+            tmp_path,
+            train_cfg__max_epochs=1,
+            optim_wrapper__accumulative_counts=steps)
+        Runner.from_cfg(cfg).train()
+        log = max(tmp_path.glob('*/*.log'), key=osp.getmtime).read_text()
+        assert ('no multiple of accumulative_counts' in log) == warned
+
+
+def test_loops_over_iterations_are_left_alone(ferplus_root, tmp_path):
+    cfg = config(ferplus_root, tmp_path)
+    cfg.train_cfg = dict(by_epoch=False, max_iters=4, val_interval=4)
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=2)
+    cfg.param_scheduler = None
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert not hasattr(runner.train_dataloader.dataset, '__getitems__')
+    assert (tmp_path / 'iter_4.pth').is_file()
+
+
+@pytest.mark.parametrize('wrapper', [
+    dict(type='RepeatDataset', times=2),
+    dict(type='ClassBalancedDataset', oversample_thr=1.)
+])
+def test_wrappers_of_data_sets(ferplus_root, tmp_path, wrapper):
+    cfg = config(
+        ferplus_root,
+        tmp_path,
+        train_cfg__max_epochs=1,
+        train_dataloader__num_workers=0,
+        train_dataloader__persistent_workers=False,
+        train_dataloader__sampler=dict(_delete_=True, type='BalancedSampler'))
+    cfg.train_dataloader.dataset = dict(
+        wrapper, dataset=cfg.train_dataloader.dataset)
+    _, runner = record(cfg)
+    assert runner.iter == -(-len(runner.train_dataloader.dataset) // 8) > 3
+
+
+def test_other_classes_are_not_validated_on(ferplus_root, tmp_path):
+    names = ('happiness', 'neutral', 'surprise', 'sadness', 'anger', 'disgust',
+             'fear', 'contempt')
+    cfg = config(
+        ferplus_root, tmp_path, val_dataloader__dataset__target_classes=names)
+    with pytest.raises(
+            ValueError, match='validation set has .*happiness.*'
+            'target_classes'):
+        Runner.from_cfg(cfg).train()
 
 
 def test_a_full_disk_leaves_the_checkpoints(ferplus_root, tmp_path,

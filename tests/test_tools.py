@@ -124,9 +124,10 @@ def test_checkpoints_carry_centres_and_class_names(trained):
     ('resnet18', {}, 'does not fit .*neck.heads.* is left over.*Use it with'),
     ('dan',
      dict(
-         test_dataloader__dataset__metainfo=dict(
-             classes=('happiness', 'neutral', 'surprise', 'sadness', 'anger',
-                      'disgust', 'fear', 'contempt'))),
+         test_dataloader__dataset__target_classes=('happiness', 'neutral',
+                                                   'surprise', 'sadness',
+                                                   'anger', 'disgust', 'fear',
+                                                   'contempt')),
      "trained on the classes .'neutral'.*indices do not mean the same"),
 ])
 def test_a_checkpoint_of_another_model_is_refused(trained, ferplus_root,

@@ -99,6 +99,10 @@ def take_data(cfg: Config, path: str) -> None:
         raise SystemExit(f'--data-from found no `test_dataloader` in {path}, '
                          'expected one. Give another config.')
     dataset = loader.dataset
+    if 'dataset' in dataset or 'datasets' in dataset:
+        raise SystemExit(
+            f'--data-from found the wrapper {dataset.type} in {path}, '
+            'expected a data set. Give a config for each data set in it.')
     dataset.pipeline = cfg.test_dataloader.dataset.pipeline
     cfg.test_dataloader.dataset = dataset
 
@@ -125,6 +129,10 @@ def match_classes(cfg: Config, needed: bool = False) -> None:
                 'outputs mean nothing on other data. Convert an original '
                 'checkpoint with `--dataset`, or take one that '
                 '`tools/train.py` wrote.')
+        warnings.warn(
+            f'The checkpoint {cfg.load_from} has no names of classes: its '
+            'outputs are taken to be in the order of the data set. Convert '
+            'an original checkpoint with `--dataset`.')
         return
     model = cfg.model.get('module', cfg.model)
     outputs = model.get('head', {}).get('num_classes', len(classes))
@@ -152,6 +160,12 @@ def log_classes(runner: Runner) -> None:
         # It is in the log.
         warnings.filterwarnings('ignore', '.*without counterpart')
         dataset = runner.test_loop.dataloader.dataset
+    if getattr(dataset, 'val_split', 0) and dataset.split != 'train':
+        runner.logger.info(
+            f'The test is on {len(dataset)} pictures, the part that '
+            f'`val_split={dataset.val_split:.3g}` takes out of '
+            f"{dataset.data_root}. `split='train'` with `val_split=0` is all "
+            'of them.')
     if getattr(dataset, 'target_classes', None) is None:
         return
     classes = dataset.metainfo['classes']

@@ -5,7 +5,7 @@ custom_imports = dict(imports=['dan_mm'])
 default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'))
 
 custom_hooks = [
-    dict(type='ClassNumCheckHook'),
+    dict(type='ClassCheckHook'),
     # Resumed training goes on as if it had not been interrupted.
     dict(type='EpochSeedHook'),
     # All processes evaluate with the same statistics of BatchNorm.

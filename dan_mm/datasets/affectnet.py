@@ -55,11 +55,11 @@ class AffectNet(ClassFolders):
             raise ValueError(f'AffectNet got num_classes={num_classes}, '
                              'expected 8, or 7 without contempt.')
         if num_classes == 7:
+            self.METAINFO = {'classes': self.METAINFO['classes'][:7]}
             self.OFFICIAL_COUNTS = {'train': 283901, 'val': 3500}
             self.CLASS_COUNTS = {
                 split: [counts[:7] for counts in known]
                 for split, known in self.CLASS_COUNTS.items()
             }
-        classes = self.METAINFO['classes'][:num_classes]
-        metainfo = {'classes': classes, **(kwargs.pop('metainfo', None) or {})}
+        metainfo = {**self.METAINFO, **(kwargs.pop('metainfo', None) or {})}
         super().__init__(data_root, split, metainfo=metainfo, **kwargs)

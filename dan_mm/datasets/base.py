@@ -95,6 +95,15 @@ class FERDataset(BaseDataset):
         self.split = split
         self.val_split = val_split
         self.val_seed = val_seed
+        given = kwargs.pop('classes', None) or (kwargs.get('metainfo')
+                                                or {}).get('classes')
+        known = self.METAINFO.get('classes')
+        if given and known and tuple(given) != tuple(known):
+            raise ValueError(
+                f'{type(self).__name__} got the classes {tuple(given)}, '
+                f'expected its own in their official order, {known}: the '
+                'labels are their indices. To choose some or to have another '
+                'order, set `target_classes`.')
         super().__init__(
             ann_file='',
             data_root=osp.expanduser(data_root),

@@ -148,10 +148,12 @@ class ClassFolders(FERDataset):
                 f'{list(splits)} in {osp.abspath(self.data_root)}, expected '
                 f'one of {split!r}. Check `data_root`, or {advice}.')
         folder = splits[split]
-        found = find_classes(folder, self.METAINFO['classes'], self.NUMBERED)
+        # Of AffectNet-7 that has the eighth, too.
+        known = type(self).METAINFO['classes']
+        found = find_classes(folder, known, self.NUMBERED)
         folders = [
             found.get(name, osp.join(folder, name))
-            for name in self.METAINFO['classes'][:len(self.own_classes)]
+            for name in self.own_classes
         ]
         return self._list_classes(folder, folders, split)
 

@@ -9,6 +9,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpretrain.registry import HOOKS
 
+# The message in a checkpoint that says which epoch was validated.
+VALIDATED = 'validated_epoch'
+
 
 @register_backend('atomic', force=True)
 class AtomicLocalBackend(LocalBackend):
@@ -86,7 +89,9 @@ class AtomicCheckpointHook(CheckpointHook):
         super().before_train(runner)
         loop = runner.train_loop
         if not (runner.epoch and isinstance(loop, EpochBasedTrainLoop)
-                and self.save_best and runner.val_loop):
+                and runner.val_loop):
+            return
+        if runner.message_hub.runtime_info.get(VALIDATED) == runner.epoch:
             return
         due = (
             runner.epoch % loop.val_interval == 0
@@ -98,6 +103,16 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.logger.info(f'Validating the resumed epoch {runner.epoch}')
             runner.val_loop.run()
 
+    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
+        """Note that the epoch was validated, and save the best checkpoint.
+
+        Args:
+            runner (Runner): The runner.
+            metrics (dict): The results.
+        """
+        runner.message_hub.update_info(VALIDATED, runner.epoch)
+        super().after_val_epoch(runner, metrics)
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int,
                                    meta: dict) -> None:
         """Save a checkpoint, then remove the outdated ones."""
@@ -105,7 +120,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.max_keep_ckpts > 0:
             # After a validation the checkpoint of an epoch is saved again.
             steps = [kept for kept in self.keep_ckpt_ids if kept != step]
-            outdated = steps[:len(steps) + 1 - self.max_keep_ckpts]
+            outdated = steps[:max(len(steps) + 1 - self.max_keep_ckpts, 0)]
             self.keep_ckpt_ids.clear()
             self.keep_ckpt_ids.extend([*steps[len(outdated):], step])
             runner.message_hub.update_info('keep_ckpt_ids',
@@ -156,9 +171,11 @@ class AtomicCheckpointHook(CheckpointHook):
             self._set_best(
                 {key: after[key] or before.get(key)
                  for key in after})
+        # Training that was resumed from another folder leaves that alone.
         self._remove([
             path for key, path in before.items()
-            if path and after.get(key) not in (None, path)
+            if path and after.get(key) not in (
+                None, path) and osp.dirname(path) == str(self.out_dir)
         ])
 
     def _set_best(self, paths: dict) -> None:

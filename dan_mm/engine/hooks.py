@@ -1,6 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import re
-from typing import List
+from typing import List, Optional
 
 import torch
 import torch.nn as nn
@@ -9,6 +9,68 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 from torch.utils.data import Dataset
+
+
+def get_classes(dataset: Dataset) -> Optional[tuple]:
+    """Get the names of the classes of a data set, if it has them."""
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    return tuple(classes) if classes else None
+
+
+@HOOKS.register_module()
+class ClassCheckHook(Hook):
+    """Refuse data sets whose classes are not those of the model.
+
+    :class:`mmpretrain.engine.ClassNumCheckHook` compares numbers of classes,
+    and fails on MMEngine's wrappers of data sets. This hook also compares the
+    names of the training and the validation set.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the training and the validation set.
+
+        Args:
+            runner (Runner): The runner.
+
+        Raises:
+            ValueError: If the classes differ.
+        """
+        train = runner.train_dataloader.dataset
+        self._check_number(runner, train)
+        if runner.val_loop is None:
+            return
+        val = runner.val_loop.dataloader.dataset
+        self._check_number(runner, val)
+        expected, found = get_classes(train), get_classes(val)
+        if expected and found and expected != found:
+            raise ValueError(
+                f'The validation set has the classes {found}, the training '
+                f'set {expected}, expected the same: their indices do not '
+                'mean the same. Set `val_dataloader.dataset.target_classes` '
+                'to those of the training set.')
+
+    def before_test(self, runner: Runner) -> None:
+        """Check the test set.
+
+        Args:
+            runner (Runner): The runner.
+
+        Raises:
+            ValueError: If it has another number of classes than the model.
+        """
+        self._check_number(runner, runner.test_loop.dataloader.dataset)
+
+    def _check_number(self, runner: Runner, dataset: Dataset) -> None:
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        number = getattr(getattr(model, 'head', None), 'num_classes', None)
+        classes = get_classes(dataset)
+        if number and classes and number != len(classes):
+            raise ValueError(
+                f'The model has num_classes={number}, the data set '
+                f'{type(dataset).__name__} has {len(classes)} classes, '
+                f'{classes}. Set `model.head.num_classes` to their number.')
 
 
 @HOOKS.register_module()
@@ -49,6 +111,11 @@ class CheckpointFitHook(Hook):
         self.classes = ((meta or {}).get('dataset_meta') or {}).get('classes')
         if self.new_classes:
             self._drop_other_head(runner, checkpoint)
+        if runner._resume and 'optimizer' not in checkpoint:
+            raise ValueError(
+                'The checkpoint has no state of the optimizer, expected one '
+                'to resume from. Use `epoch_<number>.pth`; the best ones are '
+                'weights only, to start from with `--cfg-options load_from=`.')
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
@@ -78,11 +145,11 @@ class CheckpointFitHook(Hook):
         Raises:
             ValueError: If the classes have other names, or another order.
         """
-        classes = getattr(dataset, 'metainfo', {}).get('classes')
-        if self.classes and classes and tuple(self.classes) != tuple(classes):
+        classes = get_classes(dataset)
+        if self.classes and classes and tuple(self.classes) != classes:
             raise ValueError(
                 'The checkpoint was trained on the classes '
-                f'{tuple(self.classes)}, the data set has {tuple(classes)}: '
+                f'{tuple(self.classes)}, the data set has {classes}: '
                 'their indices do not mean the same. Use it on a data set '
                 'with the classes that it was trained on, or train it on '
                 'these with `tools/train.py --finetune`, in another work '
@@ -91,9 +158,8 @@ class CheckpointFitHook(Hook):
     def _drop_other_head(self, runner: Runner, checkpoint: dict) -> None:
         """Drop the weights of a head that tells other classes apart."""
         dataset = runner.train_loop.dataloader.dataset
-        classes = getattr(dataset, 'metainfo', {}).get('classes')
-        if not classes or self.classes and tuple(
-                self.classes) == tuple(classes):
+        classes = get_classes(dataset)
+        if not classes or self.classes and tuple(self.classes) == classes:
             return
         weights = checkpoint.get('state_dict', checkpoint) if isinstance(
             checkpoint, dict) else {}
@@ -107,7 +173,7 @@ class CheckpointFitHook(Hook):
             known = tuple(self.classes) if self.classes else 'unknown names'
             runner.logger.info(
                 f'The checkpoint has the classes {known}, the data set has '
-                f'{tuple(classes)}: the head starts fresh, with its '
+                f'{classes}: the head starts fresh, with its '
                 f'{len(head)} weights and statistics ('
                 f'{", ".join(key.split("head.", 1)[1] for key in head)}).')
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from mmengine.dist import broadcast, get_rank
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpretrain.registry import HOOKS
 from torch.utils.data import Dataset
 
@@ -64,8 +64,12 @@ class EpochSeedHook(Hook):
     dropout are the same with any number of workers, too. A seed that was drawn
     since none was set is taken over from the checkpoint.
 
-    It works with loops over epochs.
+    It works with loops over epochs, and does nothing in others. Gradients that
+    are accumulated over the end of an epoch are not in its checkpoint: then
+    resumed training differs, and a warning says so.
     """
+
+    seed = None
 
     def before_train(self, runner: Runner) -> None:
         """Take over the loading of training batches.
@@ -73,12 +77,20 @@ class EpochSeedHook(Hook):
         Args:
             runner (Runner): The runner.
         """
+        loader = runner.train_dataloader
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            return
+        steps = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        if len(loader) % steps:
+            runner.logger.warning(
+                f'An epoch has {len(loader)} iterations, no multiple of '
+                f'accumulative_counts={steps}: training that is resumed will '
+                'not be the same as without the interruption.')
         # Of the first process, in all of them: `diff_rank_seed` adds ranks.
         seed = torch.tensor([runner.seed])
         broadcast(seed)
         self.seed = int(seed)
         self.epoch = torch.tensor([runner.epoch]).share_memory_()
-        loader = runner.train_dataloader
         loader.dataset.__getitems__ = SeededFetch(loader.dataset, self.seed,
                                                   self.epoch)
         # A resumed seed comes after the sampler was made.
@@ -88,10 +100,26 @@ class EpochSeedHook(Hook):
                 sampler.seed = self.seed
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed the epoch.
+        """Seed the workers.
 
         Args:
             runner (Runner): The runner.
         """
-        self.epoch.fill_(runner.epoch)
-        set_seed(self.seed, runner.epoch, get_rank())
+        if self.seed is not None:
+            self.epoch.fill_(runner.epoch)
+            # The order of the pictures, of samplers without a seed
+            set_seed(self.seed, runner.epoch)
+
+    def before_train_iter(self,
+                          runner: Runner,
+                          batch_idx: int,
+                          data_batch: Any = None) -> None:
+        """Seed what the model does with a batch, such as dropout.
+
+        Args:
+            runner (Runner): The runner.
+            batch_idx (int): The index of the batch in the epoch.
+            data_batch (Any, optional): The batch. Defaults to None.
+        """
+        if self.seed is not None:
+            set_seed(self.seed, runner.epoch, get_rank(), batch_idx)

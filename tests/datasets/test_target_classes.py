@@ -99,6 +99,19 @@ def test_refusals(affectnet):
         load(**affectnet, target_classes='fear')
 
 
+@pytest.mark.parametrize('options', [
+    dict(classes=('happiness', 'neutral')),
+    dict(metainfo=dict(classes=('neutral', 'happiness'))),
+])
+def test_classes_are_not_renamed(affectnet, options):
+    """The labels are indices of the official order."""
+    with pytest.raises(
+            ValueError,
+            match="got the classes .*'neutral', 'happ"
+            ".*'sadness'.*set `target_classes`"):
+        load(**affectnet, **options)
+
+
 def test_lazy_data_sets_have_the_target_classes(tmp_path):
     dataset = load(
         type='RAFDB',

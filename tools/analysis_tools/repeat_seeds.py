@@ -7,10 +7,12 @@ best on it are tested side by side. An interrupted run goes on where it was.
 """
 import argparse
 import glob
+import json
+import os
 import os.path as osp
 import subprocess
 import sys
-from typing import List, Optional
+from typing import List
 
 import mmengine
 import numpy as np
@@ -18,6 +20,8 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
 from rich.console import Console
 from rich.table import Table
+
+from dan_mm.engine.checkpoint_hook import AtomicLocalBackend
 
 TOOLS = osp.dirname(osp.dirname(osp.abspath(__file__)))
 METRICS = {'accuracy/top1': 'accuracy', 'accuracy/balanced': 'balanced'}
@@ -62,20 +66,47 @@ def run(tool: str, *arguments: str) -> None:
             'it stopped.')
 
 
+def write(path: str, content: dict) -> None:
+    """Write a JSON file that is whole or not there."""
+    AtomicLocalBackend().put_text(json.dumps(content, indent=1), path)
+
+
+def check_settings(args: argparse.Namespace, cfg: Config) -> None:
+    """Refuse a folder of runs with another config or other options."""
+    path = osp.join(args.work_dir, 'settings.json')
+    settings = dict(
+        config=cfg.pretty_text, train=args.train, options=args.cfg_options)
+    if not osp.isfile(path):
+        write(path, settings)
+        return
+    found = mmengine.load(path)
+    other = [key for key in settings if found.get(key) != settings[key]]
+    if other:
+        raise SystemExit(
+            f'{args.work_dir} has runs with another `{"`, `".join(other)}`, '
+            'expected the same as now: they would be averaged with these. '
+            'Give another --work-dir, or remove it.')
+
+
 def test_checkpoint(args: argparse.Namespace, work_dir: str, epoch: str,
                     checkpoint: str, options: List[str]) -> dict:
     """Test a checkpoint, or read what it reached from an earlier run."""
     out = osp.join(work_dir, f'{epoch}.json')
+    stat = os.stat(checkpoint)
+    tested = dict(
+        checkpoint=osp.basename(checkpoint),
+        size=stat.st_size,
+        time=stat.st_mtime)
     if osp.isfile(out):
         found = mmengine.load(out)
-        if found['checkpoint'] == osp.basename(checkpoint):
+        if tested.items() <= found.items():
             return found
     partial = osp.join(work_dir, f'{epoch}.partial.json')
     run('test', args.config, checkpoint, '--work-dir',
         osp.join(work_dir, 'test'), '--out', partial, '--out-item', 'metrics',
         *options)
-    found = dict(mmengine.load(partial), checkpoint=osp.basename(checkpoint))
-    mmengine.dump(found, out)
+    found = dict(mmengine.load(partial), **tested)
+    write(out, found)
     return found
 
 
@@ -89,8 +120,14 @@ def train_and_test(args: argparse.Namespace, seed: int, epochs: int) -> dict:
             '--resume', *args.train, *options)
         last = find_latest_checkpoint(work_dir)
     results = dict(last=test_checkpoint(args, work_dir, 'last', last, options))
-    best = glob.glob(osp.join(glob.escape(work_dir), 'best_*.pth'))
-    if best:
+    if args.metric:
+        name = f'best_{args.metric.replace("/", "_")}_*.pth'
+        best = glob.glob(osp.join(glob.escape(work_dir), name))
+        if not best:
+            raise SystemExit(
+                f'{work_dir} has no {name}, expected one, since the config '
+                'has `default_hooks.checkpoint.save_best`. Remove that folder '
+                'and run the same command.')
         results['best'] = test_checkpoint(args, work_dir, 'best',
                                           max(best, key=osp.getmtime), options)
     return results
@@ -103,7 +140,7 @@ def summarize(values: List[float]) -> str:
     return f'{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}'
 
 
-def show(results: dict, best: Optional[str]) -> None:
+def show(results: dict) -> None:
     """Print a table of the results of all seeds."""
     table = Table(title='Test results, %; mean ± standard deviation')
     table.add_column('seed')
@@ -123,7 +160,7 @@ def show(results: dict, best: Optional[str]) -> None:
         *(summarize([result[epoch][metric] for result in results.values()])
           for epoch, metric in columns))
     Console(width=100).print(table)
-    if not best:
+    if ('best', 'accuracy/top1') not in columns:
         print('The config has no `default_hooks.checkpoint.save_best`: no '
               'epoch is chosen by validation.')
 
@@ -138,15 +175,19 @@ def main() -> None:
             parser.parse_args(['--cfg-options',
                                *args.cfg_options]).cfg_options)
     best = cfg.default_hooks.checkpoint.get('save_best')
+    # Of several metrics the first one chooses.
+    args.metric = best if isinstance(best, str) else (best or [None])[0]
+    check_settings(args, cfg)
     results = {}
     for seed in args.seeds:
         print(f'Seed {seed}, {len(results) + 1} of {len(args.seeds)}')
         results[seed] = train_and_test(args, seed, cfg.train_cfg.max_epochs)
-    mmengine.dump({
-        str(seed): result
-        for seed, result in results.items()
-    }, osp.join(args.work_dir, 'results.json'))
-    show(results, best)
+    write(
+        osp.join(args.work_dir, 'results.json'), {
+            str(seed): result
+            for seed, result in results.items()
+        })
+    show(results)
 
 
 if __name__ == '__main__':
