@@ -414,7 +414,7 @@ def test_finetuning_refuses(tmp_path):
 @pytest.mark.parametrize('method', ['dan', 'resnet18'])
 def test_a_wrong_number_of_classes_is_refused(ferplus_root, tmp_path, method):
     wrong = runner(ferplus_root, tmp_path, method, model__head__num_classes=7)
-    with pytest.raises((ValueError, AssertionError), match=r'num_classes. .7'):
+    with pytest.raises(ValueError, match='num_classes=7, .* has 8 classes'):
         wrong.train()
 
 
