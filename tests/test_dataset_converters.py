@@ -45,12 +45,14 @@ def start(tool, *arguments):
 
 
 def tree(root, times=False):
-    """The content of all files, and when they were written."""
+    """The content of all files but that which names the source, and when they
+    were written."""
     return {
         str(path.relative_to(root)):
         (hashlib.sha256(path.read_bytes()).hexdigest(),
          path.stat().st_mtime_ns if times else None)
-        for path in Path(root).rglob('*') if path.is_file()
+        for path in Path(root).rglob('*')
+        if path.is_file() and path.name != '.source'
     }
 
 
@@ -175,9 +177,7 @@ def test_affectnet_csv_as_a_user_runs_it(tmp_path):
         'train/neutral/2_turned.png'
     }
     assert set(tree(dst)) == others | extra | {'left_out.csv'}
-    assert os.listdir(dst) and not [
-        name for name in os.listdir(dst) if name.startswith('.')
-    ]
+    assert set(os.listdir(dst)) == {'train', 'val', 'left_out.csv', '.source'}
 
     train = dst / 'train'
     one, two = picture(len('1/same.png') + 1), picture(len('2/same.png') + 2)
@@ -344,6 +344,10 @@ def test_affectnet_label_files(tmp_path, faces):
         dropped=np.array('9'),
         eleven=np.array(11),
         float=np.array(1.),
+        decimal=np.array('2.0'),
+        half=np.array(1.5),
+        nan=np.array(np.nan),
+        underscore=np.array('0_1'),
         several=np.array([1, 2]),
         word=np.array('happy'),
         object=np.array([{}], object),
@@ -361,13 +365,22 @@ def test_affectnet_label_files(tmp_path, faces):
         (src / split / 'images' / 'nolabel.jpg').write_bytes(faces[0])
         (src / split / 'annotations' / 'cut_exp.npy').write_bytes(b'\x93NUMPY')
         (src / split / 'images' / 'cut.jpg').write_bytes(faces[0])
+        for name, header in (('huge', "{'descr': '<i8', 'fortran_order': "
+                              "False, 'shape': (%d,), }" % 10**12),
+                             ('header', "{'descr': (")):
+            (src / split / 'images' / f'{name}.jpg').write_bytes(faces[0])
+            (src / split / 'annotations' /
+             f'{name}_exp.npy').write_bytes(b'\x93NUMPY\x01\x00v\x00' +
+                                            header.ljust(117).encode() +
+                                            b'\n' + bytes(8))
     before = tree(src, times=True)
     assert run('affectnet', src, dst) == 1
     assert tree(src, times=True) == before
     expected = {f'{AFFECTNET[i]}/p{i}.jpg'
                 for i in range(8)} | {
                     'surprise/number.jpg', 'fear/one.jpg', 'disgust/bytes.jpg',
-                    'anger/uint.jpg'
+                    'anger/uint.jpg', 'happiness/float.jpg',
+                    'sadness/decimal.jpg'
                 }
     assert set(tree(dst)) == {
         f'{split}/{name}'
@@ -383,12 +396,16 @@ def test_affectnet_label_files(tmp_path, faces):
             'annotations/gone_exp.npy': 'missing',
             'images/dropped.jpg': 'expression 9 (uncertain)',
             'images/eleven.jpg': 'unknown expression',
-            'images/float.jpg': unreadable,
+            'images/half.jpg': unreadable,
+            'images/nan.jpg': unreadable,
+            'images/underscore.jpg': unreadable,
             'images/several.jpg': unreadable,
             'images/word.jpg': unreadable,
             'images/object.jpg': unreadable,
             'images/nolabel.jpg': unreadable,
             'images/cut.jpg': unreadable,
+            'images/huge.jpg': unreadable,
+            'images/header.jpg': unreadable,
         }.items()
     }
 
@@ -500,7 +517,8 @@ def test_broken_pictures_stop_no_other(tmp_path, faces, capsys):
         'left_out.csv', 'train/happiness/happy0.png',
         'train/happiness/happy2.png', 'train/sadness/sad2.png'
     }
-    assert left_out(dst) == [('happy/happy1.png', 'broken'),
+    assert left_out(dst) == [('sad/sad1.png', 'link to nowhere'),
+                             ('happy/happy1.png', 'broken'),
                              ('sad/sad0.png', 'broken')]
     assert "2 broken, the first is 'happy/happy1.png' (The picture" in (
         capsys.readouterr().out)
@@ -518,7 +536,7 @@ def test_counting_writes_nothing(tmp_path, faces, capsys):
 
 def test_files_of_another_conversion_are_named(tmp_path, faces, capsys):
     fill(tmp_path / 'src', ['happy', 'sad'], faces)
-    (tmp_path / 'dst/train/sadness').mkdir(parents=True)
+    assert run('folder', tmp_path / 'src', tmp_path / 'dst') == 0
     (tmp_path / 'dst/train/sadness/old.png').write_bytes(faces[0])
     assert run('folder', tmp_path / 'src', tmp_path / 'dst') == 0
     assert (tmp_path / 'dst/train/sadness/old.png').exists()
@@ -637,3 +655,195 @@ def test_columns_may_be_in_any_order(tmp_path):
     face = read(tmp_path / 'dst/train/sadness/2_training2.jpg')
     assert face.shape == (50, 40, 3) and osp.isdir(images)
     assert (tmp_path / 'dst/val/happiness/1_validation1.jpg').exists()
+
+
+def test_numbers_may_have_a_decimal_point(tmp_path):
+    src, dst = tmp_path / 'src', tmp_path / 'dst'
+    images = affectnet_csv(src, [
+        ('1/a.png', ('10.0', '5.4', '30.6', '2e1'), '3.0'),
+        ('1/a.png', (10, 5, 30, 21), '3.5'),
+        ('1/a.png', (10, 5, 30, 22), 'nan'),
+        ('1/a.png', (10, 5, 30, 23), '0_1'),
+        ('1/a.png', (10, 5, 30, 'inf'), 1),
+    ])
+    write(images / '1/a.png', picture(1))
+    assert run('affectnet', src, dst) == 1
+    face = read(dst / 'train/surprise/1_a.png')
+    assert np.array_equal(face, picture(1)[5:25, 10:41])
+    unreadable = [(f'training.csv, line {i}: 1/a.png',
+                   'line that can not be read') for i in range(3, 7)]
+    assert left_out(dst) == unreadable
+
+    pixels = ' '.join(['7'] * 48 * 48)
+    (src / 'fer2013.csv').write_text('emotion,pixels,Usage\n'
+                                     f'3.0,{pixels},PublicTest\n')
+    assert run('fer2013', src, tmp_path / 'fer') == 0
+    assert (tmp_path / 'fer/val/happiness/00000.png').exists()
+
+
+def test_no_result_is_hidden(tmp_path):
+    src, dst = tmp_path / 'src', tmp_path / 'dst'
+    images = affectnet_csv(src, [('./1/a.png', (0, 0, 9, 9), 0),
+                                 ('1//b.png', (0, 0, 9, 9), 0),
+                                 ('.c/d.png', (0, 0, 9, 9), 0)])
+    for name in '1/a.png', '1/b.png', '.c/d.png':
+        write(images / name, picture(1))
+    assert run('affectnet', src, dst) == 0
+    assert set(os.listdir(dst / 'train/neutral')) == {
+        '1_a.png', '1_b.png', '_.c_d.png', '0_training0.jpg'
+    }
+
+
+def test_hidden_pictures_are_no_data(tmp_path, faces):
+    src, dst = tmp_path / 'src', tmp_path / 'dst'
+    fill(src, ['happy', 'sad'], faces)
+    for name in ('happy/.ipynb_checkpoints/0-checkpoint.png', 'sad/._a.png',
+                 '.cache/b.png'):
+        (src / name).parent.mkdir(exist_ok=True)
+        (src / name).write_bytes(faces[0])
+    assert run('folder', src, dst) == 0
+    assert left_out(dst) == [(name, 'hidden')
+                             for name in ('.cache', 'happy/.ipynb_checkpoints',
+                                          'sad/._a.png')]
+    assert len(FERFolder(str(dst), val_split=0)) == 4
+
+
+@pytest.mark.parametrize('name', ['sad', 'train'])
+def test_a_folder_that_is_a_link_to_nowhere_is_refused(tmp_path, faces, name):
+    src = tmp_path / 'src'
+    fill(src, ['happy', 'glad'], faces)
+    (src / name).symlink_to(tmp_path / 'gone')
+    with pytest.raises(SystemExit, match=f'src/{name} is a link to .*gone'):
+        run('folder', src, tmp_path / 'dst')
+
+
+def test_links_are_not_followed_in_circles(tmp_path, faces):
+    src, dst = tmp_path / 'src', tmp_path / 'dst'
+    fill(src, ['happy', 'sad'], faces)
+    fill(tmp_path / 'more', ['a'], faces)
+    (src / 'sad' / 'loop').symlink_to('.')
+    (src / 'sad' / 'up').symlink_to('..')
+    (src / 'sad' / 'itself.png').symlink_to('itself.png')
+    (src / 'all').symlink_to('.')
+    # A link to elsewhere is followed, but not back from there.
+    (src / 'happy' / 'more').symlink_to(tmp_path / 'more')
+    (tmp_path / 'more' / 'back').symlink_to(src / 'happy')
+    assert run('folder', src, dst) == 1
+    loop = 'link to a folder that it is in'
+    assert left_out(dst) == [('all', loop), ('happy/more/back', loop),
+                             ('sad/itself.png', 'link to nowhere'),
+                             ('sad/loop', loop), ('sad/up', loop)]
+    assert sorted(os.listdir(dst / 'train')) == ['happiness', 'sadness']
+    assert sorted(os.listdir(dst / 'train/happiness')) == [
+        'happy0.png', 'happy1.png', 'more_a_a0.png', 'more_a_a1.png'
+    ]
+    assert len(os.listdir(dst / 'train/sadness')) == 2
+
+
+def test_a_quote_too_many_takes_no_other_line(tmp_path):
+    src, dst = tmp_path / 'src', tmp_path / 'dst'
+    affectnet_csv(src, [])
+    path = src / 'Manually_Annotated_file_lists' / 'validation.csv'
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1].replace('1;2', '"1;2')
+    path.write_text('\n'.join(lines))
+    assert run('affectnet', src, dst) == 1
+    assert left_out(dst) == [(f'validation.csv, line 2: {lines[1]}',
+                              'line that can not be read')]
+    assert [name for name in AFFECTNET
+            if not (dst / 'val' / name).exists()] == ['happiness']
+    assert (dst / 'val/sadness/2_validation2.jpg').exists()
+    path.write_text('\n'.join(['"' + lines[0], *lines[1:]]))
+    with pytest.raises(SystemExit, match='validation.csv has the line .*"0/'):
+        run('affectnet', src, dst)
+
+    pixels = ' '.join(['7'] * 48 * 48)
+    (src / 'fer2013.csv').write_text('\n'.join([
+        'emotion,pixels,Usage', f'0,"{pixels},PublicTest',
+        f'1,{pixels},PublicTest', f'2,{pixels}",PublicTest',
+        f'3,{pixels},PublicTest'
+    ]))
+    assert run('fer2013', src, tmp_path / 'fer') == 1
+    assert set(tree(tmp_path / 'fer')) == {
+        'left_out.csv', 'val/disgust/00001.png', 'val/happiness/00003.png'
+    }
+
+
+def test_faces_are_listed_once(tmp_path):
+    src, dst = tmp_path / 'src', tmp_path / 'dst'
+    images = affectnet_csv(src, [
+        ('1/a.png', (0, 0, 9, 9), 1),
+        ('./1/a.png', (0, 0, 9, '9.0'), 1),
+        ('1/b.png', (0, 0, 9, 9), 1),
+        ('1/b.png', (0, 0, 9, 9), 2),
+        ('1/b.png', (0, 0, 8, 9), 2),
+        ('1/c.png', (0, 0, 9, 9), 3),
+        ('1/c.png', (0, 0, 9, 9), 9),
+    ])
+    for name in '1/a.png', '1/b.png', '1/c.png':
+        write(images / name, picture(1))
+    assert run('affectnet', src, dst) == 1
+    names = [name for name in tree(dst / 'train') if name.endswith('.png')]
+    assert sorted(names) == ['happiness/1_a.png', 'sadness/1_b.png']
+    line = 'training.csv, line {}: {}'.format
+    several = 'face with several expressions'
+    assert left_out(dst) == [
+        (line(3, './1/a.png'), 'same face as in a line before'),
+        (line(4, '1/b.png'), several),
+        (line(5, '1/b.png'), several),
+        (line(7, '1/c.png'), several),
+        (line(8, '1/c.png'), several),
+    ]
+    # One that is listed twice is not lost.
+    lists = src / 'Manually_Annotated_file_lists' / 'training.csv'
+    rows = lists.read_text().splitlines(True)
+    lists.write_text(''.join(rows[:3] + rows[8:]))
+    assert run('affectnet', src, tmp_path / 'dst2') == 0
+
+
+def test_results_of_another_source_are_refused(tmp_path, faces):
+    for i, name in enumerate(('a', 'b')):
+        fill(tmp_path / name, ['happy', 'sad'], faces[i:])
+    dst = tmp_path / 'dst'
+    assert run('folder', tmp_path / 'a', dst) == 0
+    before = tree(tmp_path, times=True)
+    with pytest.raises(
+            SystemExit,
+            match='dst has pictures of .*/a, expected none but those of .*/b. '
+            'Give an empty folder, or remove this one'):
+        run('folder', tmp_path / 'b', dst)
+    (dst / '.source').unlink()
+    with pytest.raises(SystemExit, match='pictures of an unknown source'):
+        run('folder', tmp_path / 'a', dst)
+    assert tree(tmp_path, times=True) == before
+    # Without pictures, a folder may have anything.
+    (tmp_path / 'new' / 'train').mkdir(parents=True)
+    (tmp_path / 'new' / '.source').write_text('/gone')
+    assert run('folder', tmp_path / 'a', tmp_path / 'new') == 0
+    (tmp_path / 'link').symlink_to(tmp_path / 'a')
+    assert run('folder', tmp_path / 'link', tmp_path / 'new') == 0
+
+
+def test_long_names_are_cut(tmp_path, faces):
+    src, dst = tmp_path / 'src', tmp_path / 'dst'
+    fill(src, ['happy', 'sad'], faces)
+    folder = src / 'sad' / ('ä' * 120) / ('b' * 20)
+    folder.mkdir(parents=True)
+    for name in 'c.PNG', 'd.PNG':
+        (folder / name).write_bytes(faces[0])
+    assert run('folder', src, dst) == 0
+    names = sorted(os.listdir(dst / 'train/sadness'))
+    assert names[:2] == ['sad0.png', 'sad1.png'] and len(names) == 4
+    for name in names[2:]:
+        assert name.startswith('ä' * 120) and name.endswith('.PNG')
+        assert 250 < len(os.fsencode(name)) <= 255
+    before = tree(dst, times=True)
+    del before['left_out.csv']
+    assert run('folder', src, dst) == 0
+    again = tree(dst, times=True)
+    assert {key: again[key] for key in before} == before
+    plan = conversion.Plan('')
+    for _ in range(2):
+        plan.add('train', 'sad', 'a' * 300 + '.jpg', '', bytes)
+    one, two = [item.name for item in plan.items]
+    assert len(one) == len(two) == 255 and two.endswith('-2.jpg')

@@ -3,6 +3,8 @@
 folders ``<split>/<class>``, by the names that its data set here reads."""
 import argparse
 import csv
+import hashlib
+import math
 import os
 import os.path as osp
 import shutil
@@ -16,7 +18,6 @@ from glob import glob, iglob
 from typing import (Callable, Dict, Iterator, List, NamedTuple, Optional,
                     Sequence, Union)
 
-from mmengine.utils import scandir
 from mmpretrain.registry import DATASETS
 from rich.console import Console
 from rich.markup import escape
@@ -24,11 +25,14 @@ from rich.progress import track
 from rich.table import Table
 
 from .base import FERDataset
-from .folder import SPLITS, find_classes, find_splits, list_pictures
+from .folder import (HIDDEN, LOOP, MISSING, SPLITS, find_classes, find_splits,
+                     scan)
 from .loading import LoadCheckedImage
 
 LEFT_OUT = 'left_out.csv'
 UNFINISHED = '.unfinished'  # data sets do not look into hidden folders
+SOURCE = '.source'
+LONGEST = 255  # bytes of the name of a file
 BATCH = 256  # pictures that are under way at once
 
 
@@ -90,15 +94,19 @@ class Plan:
         """Add a picture, see :class:`Item`.
 
         Folders in ``name`` become a part of the file's name, and a number is
-        added where it is taken.
+        added where it is taken. A name that is too long is cut.
         """
-        stem, extension = osp.splitext(name.replace(os.sep, '_'))
-        item = Item(split, label, stem + extension, source, make)
+        name = name.replace(os.sep, '_')
+        if name.startswith('.'):  # data sets do not read hidden files
+            name = f'_{name}'
+        stem, extension = osp.splitext(name)
+        item = Item(split, label, join_name(stem, extension), source, make)
         number = 1
         # Some file systems do not tell cases apart.
         while item.path.lower() in self._taken:
             number += 1
-            item = item._replace(name=f'{stem}-{number}{extension}')
+            name = join_name(stem, f'-{number}{extension}')
+            item = item._replace(name=name)
         self._taken.add(item.path.lower())
         self.items.append(item)
 
@@ -115,23 +123,73 @@ class Plan:
             folder (str): Its folder.
             classes (dict[str, str]): The folder of each class in it.
         """
-        for file in sorted(scandir(folder)):
-            self.leave_out(
-                self.relative(osp.join(folder, file)),
-                'in no folder of a class', '', False)
+        for path, reason in sorted(scan(folder, recursive=False)):
+            if reason not in (HIDDEN, LOOP):
+                reason = 'in no folder of a class'
+            self.leave_out(self.relative(path), reason, '', False)
         for label, root in classes.items():
-            pictures, others = list_pictures(root)
-            for path in others:
-                self.leave_out(
-                    self.relative(path), 'no picture by its extension', '',
-                    False)
-            for path in pictures:
+            for path in self.find_pictures(root):
                 self.add(split, label, osp.relpath(path, root),
                          self.relative(path), partial(copy_picture, path))
+
+    def find_pictures(self, folder: str) -> List[str]:
+        """List the pictures in a folder and in its folders, and leave out
+        what else is there."""
+        pictures = []
+        for path, reason in sorted(scan(folder)):
+            if reason:
+                self.leave_out(
+                    self.relative(path), reason, '', reason == MISSING)
+            else:
+                pictures.append(path)
+        return pictures
 
     def relative(self, path: str) -> str:
         """Get a path relative to the data set."""
         return osp.relpath(path, self.src)
+
+
+def join_name(stem: str, end: str) -> str:
+    """Join the parts of a file's name, with a hash for what is too long of
+    the first."""
+    name = stem.encode('utf-8', 'surrogateescape')
+    room = LONGEST - len(end.encode('utf-8', 'surrogateescape'))
+    if len(name) > room:
+        digest = hashlib.sha256(name).hexdigest()[:8]
+        # Of a character that is cut in two, nothing stays.
+        stem = f'{name[:room - 9].decode("utf-8", "ignore")}-{digest}'
+    return stem + end
+
+
+def parse_line(line: str) -> List[str]:
+    """Parse a line of a csv file. Fields have no line breaks, or one quote too
+    many would take the lines after it.
+
+    Raises:
+        ValueError: If it is no csv.
+    """
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+
+
+def parse_number(text: str, whole: bool = True) -> int:
+    """Parse a number, which may have a decimal point: pandas writes one for
+    all of a column with a gap.
+
+    Args:
+        text (str): The number.
+        whole (bool): Whether to refuse one that is not whole, otherwise it is
+            rounded. Defaults to True.
+
+    Raises:
+        ValueError: If it is no such number.
+    """
+    number = math.nan if '_' in text else float(text)
+    if not math.isfinite(number) or whole and number != round(number):
+        raise ValueError(f'{text!r}, expected a whole number')
+    return round(number)
 
 
 def copy_picture(path: str) -> bytes:
@@ -262,12 +320,12 @@ def list_left_over(items: List[Item], dst: str) -> List[str]:
     """List the files in the folders of the splits that are not of these
     pictures."""
     own = {item.path for item in items}
-    return [
-        path for split in SPLITS if osp.isdir(osp.join(dst, split))
-        for path in (osp.join(split, file)
-                     for file in scandir(osp.join(dst, split), recursive=True))
-        if path not in own
+    found = [
+        osp.relpath(path, dst) for split in SPLITS
+        if osp.isdir(osp.join(dst, split))
+        for path, reason in scan(osp.join(dst, split)) if reason != HIDDEN
     ]
+    return [path for path in found if path not in own]
 
 
 def report_counts(counts: Counter, classes: Sequence[str],
@@ -388,6 +446,45 @@ def check_apart(src: str, dst: str) -> None:
                 'expected neither to be in the other. Give another folder.')
 
 
+def check_source(src: str, dst: str) -> None:
+    """Refuse to write among the results of another source: where names are the
+    same, its pictures would stay.
+
+    Args:
+        src (str): The data set.
+        dst (str): The folder to write.
+
+    Raises:
+        ValueError: If the folder has pictures of another source, or does not
+            tell of which.
+    """
+    source = osp.realpath(src)
+    try:
+        with open(
+                osp.join(dst, SOURCE),
+                newline='',
+                encoding='utf-8',
+                errors='surrogateescape') as file:
+            found = file.read()
+    except FileNotFoundError:
+        found = 'an unknown source'
+    if found != source and list_left_over([], dst):
+        raise ValueError(
+            f'{osp.abspath(dst)} has pictures of {found}, expected none but '
+            f'those of {source}. Give an empty folder, or remove this one.')
+
+
+def write_source(src: str, dst: str) -> None:
+    """Write where the pictures of a folder are from."""
+    os.makedirs(dst, exist_ok=True)
+    temporary = osp.join(dst, f'{SOURCE}.tmp')
+    with open(
+            temporary, 'w', newline='', encoding='utf-8',
+            errors='surrogateescape') as file:
+        file.write(osp.realpath(src))
+    os.replace(temporary, osp.join(dst, SOURCE))
+
+
 def _run(make_plan: Callable, make_config: Callable, src: str,
          dst: Optional[str]) -> int:
     if not osp.exists(src):
@@ -395,6 +492,7 @@ def _run(make_plan: Callable, make_config: Callable, src: str,
                                 'data set. Check the path.')
     if dst:
         check_apart(src, dst)
+        check_source(src, dst)
     plan = make_plan(src)
     items, left_out = plan.items, plan.left_out
     if not items:
@@ -406,6 +504,7 @@ def _run(make_plan: Callable, make_config: Callable, src: str,
         results = track(
             convert(plan.items, dst), 'Converting', total=len(plan.items))
         try:
+            write_source(src, dst)
             for result, item in zip(results, plan.items):
                 if isinstance(result, LeftOut):
                     lost.append(result)

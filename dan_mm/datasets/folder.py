@@ -2,15 +2,16 @@
 import os
 import os.path as osp
 import warnings
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from mmengine.utils import scandir
 from mmpretrain.registry import DATASETS
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .alignment import ALIGNMENT, REPORT
 from .base import FERDataset, canonical_name
 
+# Of a moving picture, the first frame counts.
+EXTENSIONS = (*IMG_EXTENSIONS, '.gif')
 # What copies of the data sets call the folders of their splits.
 SPLITS = dict(
     train=('train', 'training', 'train_set', 'train_class',
@@ -18,6 +19,11 @@ SPLITS = dict(
     val=('val', 'valid', 'validation', 'val_set', 'val_class',
          'val_aligned_faces', 'val_aligned_faces_new'),
     test=('test', 'testing', 'test_set', 'test_aligned_faces'))
+# Why an entry of a folder is no picture.
+HIDDEN = 'hidden'
+NO_PICTURE = 'no picture by its extension'
+LOOP = 'link to a folder that it is in'
+MISSING = 'link to nowhere'
 
 
 def split_of(name: str) -> Optional[str]:
@@ -27,23 +33,93 @@ def split_of(name: str) -> Optional[str]:
 
 
 def list_folders(folder: str) -> List[str]:
-    """List the names of the folders in a folder, but for hidden ones."""
-    return sorted(
-        entry.name for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith('.'))
+    """List the names of the folders in a folder, but for hidden ones and
+    links to a folder that they are in.
+
+    Raises:
+        FileNotFoundError: If one may be a link to nowhere.
+    """
+    names = []
+    parents = [osp.realpath(folder)]
+    for entry in os.scandir(folder):
+        if entry.name.startswith('.'):
+            continue
+        if _is_folder(entry):
+            if not _leads_up(entry, parents):
+                names.append(entry.name)
+        elif _is_missing(entry) and not _has_extension(entry):
+            raise FileNotFoundError(
+                f'{osp.abspath(entry.path)} is a link to '
+                f'{os.readlink(entry.path)!r}, where nothing is, expected a '
+                'folder there. Restore the folder, or remove the link.')
+    return sorted(names)
+
+
+# A link that leads to itself is an error for `entry`, not for `os.path`.
+def _is_folder(entry: os.DirEntry) -> bool:
+    return osp.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_missing(entry: os.DirEntry) -> bool:
+    return entry.is_symlink() and not osp.exists(entry.path)
+
+
+def _has_extension(entry: os.DirEntry) -> bool:
+    return entry.name.lower().endswith(EXTENSIONS)
+
+
+def _leads_up(entry: os.DirEntry, parents: Sequence[str]) -> bool:
+    if not entry.is_symlink():
+        return False
+    target = osp.join(osp.realpath(entry.path), '')
+    return any(osp.join(path, '').startswith(target) for path in parents)
+
+
+def scan(
+    folder: str,
+    recursive: bool = True,
+    parents: Sequence[str] = ()
+) -> Iterator[Tuple[str, str]]:
+    """Look at what is in a folder, and in its folders but for hidden ones and
+    links to a folder that they are in.
+
+    Args:
+        folder (str): The folder.
+        recursive (bool): Whether to look into its folders, which otherwise
+            are left out. Defaults to True.
+        parents (Sequence[str]): The real paths of the folders that have led
+            to it. Defaults to ``()``.
+
+    Yields:
+        tuple[str, str]: A path, and why it is no picture, '' for one.
+    """
+    parents = (*parents, osp.realpath(folder))
+    for entry in os.scandir(folder):
+        if entry.name.startswith('.'):
+            yield entry.path, HIDDEN
+        elif _is_folder(entry):
+            if _leads_up(entry, parents):
+                yield entry.path, LOOP
+            elif recursive:
+                yield from scan(entry.path, True, parents)
+        elif _is_missing(entry):
+            yield entry.path, MISSING
+        else:
+            is_picture = _has_extension(entry) and entry.is_file()
+            yield entry.path, '' if is_picture else NO_PICTURE
 
 
 def list_pictures(folder: str) -> Tuple[List[str], List[str]]:
-    """List the files in a folder and in its folders.
+    """List the files in a folder and in its folders, but for hidden ones.
 
     Returns:
-        tuple[list[str], list[str]]: The paths of pictures by their extension,
-        and of other files.
+        tuple[list[str], list[str]]: The paths of pictures by their extension
+        and links to nowhere, and of others.
     """
     pictures, others = [], []
-    for file in sorted(scandir(folder, recursive=True)):
-        is_picture = file.lower().endswith(IMG_EXTENSIONS)
-        (pictures if is_picture else others).append(osp.join(folder, file))
+    for path, reason in sorted(scan(folder)):
+        if reason != HIDDEN:
+            (pictures if reason in ('', MISSING) else others).append(path)
     return pictures, others
 
 
@@ -163,13 +239,23 @@ class ClassFolders(FERDataset):
         their indices, in a folder."""
         data_list = []
         others = [
-            osp.join(folder, file) for file in scandir(folder)
-            if file not in (ALIGNMENT, REPORT)
+            path for path, reason in scan(folder, recursive=False)
+            if reason != HIDDEN and osp.basename(path) not in (ALIGNMENT,
+                                                               REPORT)
         ]
+        known = list_folders(folder)
         for label, path in enumerate(folders):
-            pictures, more = list_pictures(path) if osp.isdir(path) else ([],
-                                                                          [])
-            others += more
+            found = sorted(scan(path)) if osp.basename(path) in known else []
+            pictures = [file for file, reason in found if not reason]
+            missing = [file for file, reason in found if reason == MISSING]
+            if missing:
+                raise FileNotFoundError(
+                    f'{type(self).__name__} found {len(missing)} links to '
+                    f'nowhere in {path}, the first is {missing[0]}, expected '
+                    'pictures. Restore what they lead to, or remove them.')
+            others += [
+                file for file, reason in found if reason in (NO_PICTURE, LOOP)
+            ]
             if not pictures and split == 'train':
                 raise ValueError(
                     f'{type(self).__name__} found no picture in {path}, '
@@ -183,7 +269,7 @@ class ClassFolders(FERDataset):
                 f'{type(self).__name__} left out {len(others)} files that are '
                 'in no folder of a class or are no pictures by their '
                 f'extension, the first is {others[0]}; it reads '
-                f'{", ".join(IMG_EXTENSIONS)}.')
+                f'{", ".join(EXTENSIONS)}.')
         return data_list
 
 

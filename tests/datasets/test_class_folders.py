@@ -195,6 +195,38 @@ def test_what_is_missing_or_left_out_is_named(tmp_path):
         load('AffectNet', tmp_path / 'nowhere')
 
 
+def test_links_to_nowhere_are_named(tmp_path):
+    make(tmp_path, 'train', '0123456', [2] * 7)
+    link = tmp_path / 'train' / '3' / 'a.jpg'
+    link.symlink_to(tmp_path / 'gone')
+    with pytest.raises(
+            FileNotFoundError,
+            match='found 1 links to nowhere in .*/3/a.jpg, expected pictures'):
+        load('FER2013', tmp_path)
+    link.unlink()
+    for name in 'train/happy', 'val':
+        link = tmp_path / name
+        link.symlink_to(tmp_path / 'gone')
+        with pytest.raises(
+                FileNotFoundError, match=f'/{name} is a link to .*gone'):
+            load('FER2013', tmp_path)
+        link.unlink()
+    assert len(load('FER2013', tmp_path)) == 14
+
+
+def test_hidden_pictures_and_loops_are_not_read(tmp_path):
+    make(tmp_path, 'train', '0123456', [2] * 7)
+    make(tmp_path, 'train/3', ['.ipynb_checkpoints'], [2])
+    (tmp_path / 'train' / '3' / '.a.jpg').touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(load('FER2013', tmp_path)) == 14
+    (tmp_path / 'train' / '3' / 'loop').symlink_to('.')
+    (tmp_path / 'train' / 'happiness').symlink_to('..')
+    with pytest.warns(UserWarning, match='left out 2 files .*/happiness'):
+        assert len(load('FER2013', tmp_path)) == 14
+
+
 def test_real_pictures(tmp_path):
     """The labels that FER2013 gives pictures of FER+."""
     archive = shared('data', 'ferplus_train_valid.zip')

@@ -1,19 +1,20 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-import csv
+import os
 import os.path as osp
+import posixpath
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from itertools import islice
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
-from mmengine.utils import scandir
 from rich.progress import track
 
 from dan_mm.datasets import AffectNet, LoadCheckedImage
-from dan_mm.datasets.conversion import (Plan, copy_picture, find_file, run,
+from dan_mm.datasets.conversion import (Plan, copy_picture, find_file,
+                                        parse_line, parse_number, run,
                                         unknown_form)
 from dan_mm.datasets.folder import (find_classes, find_splits, list_folders,
                                     list_pictures)
@@ -65,23 +66,26 @@ def read_expression(path: str) -> int:
     """
     try:
         array = np.load(path, allow_pickle=False)
-    except EOFError:
-        array = None
+    except OSError:
+        raise
+    except Exception as error:  # a broken header raises nearly anything
+        raise ValueError(f'{path}: {error!r}, expected one number') from error
     if (not isinstance(array, np.ndarray) or array.size != 1
-            or array.dtype.kind not in 'iuSU'):
+            or array.dtype.kind not in 'iufSU'):
         raise ValueError(f'{path} has {array!r}, expected one number')
-    return int(array.item())
+    number = array.item()
+    return parse_number(
+        number.decode() if isinstance(number, bytes) else str(number))
 
 
 def add_annotated(plan: Plan, split: str, folder: str) -> None:
     """Plan to copy the pictures of a split with a label file for each."""
-    pictures, others = list_pictures(osp.join(folder, 'images'))
-    for path in others:
-        plan.leave_out(
-            plan.relative(path), 'no picture by its extension', '', False)
+    pictures = plan.find_pictures(osp.join(folder, 'images'))
     annotations = osp.join(folder, 'annotations')
     stems = {osp.splitext(osp.basename(path))[0] for path in pictures}
-    for file in sorted(scandir(annotations, '_exp.npy')):
+    for file in sorted(os.listdir(annotations)):
+        if file.startswith('.') or not file.endswith('_exp.npy'):
+            continue
         if file[:-len('_exp.npy')] not in stems:
             plan.leave_out(
                 plan.relative(osp.join(annotations, file)), 'missing',
@@ -104,16 +108,28 @@ def read_rows(path: str) -> Iterator[Tuple[int, List[str]]]:
     """Read the used columns of a csv file.
 
     Yields:
-        tuple[int, list[str]]: The number of a line and what it has.
+        tuple[int, list[str]]: The number of a line and what it has, of one
+        that is no csv just its text.
+
+    Raises:
+        ValueError: If columns are missing.
     """
     with open(
             path, newline='', encoding='utf-8-sig',
             errors='surrogateescape') as file:
-        lines = csv.reader(file)
         columns = COLUMNS
-        for line in lines:
+        for number, text in enumerate(file, 1):
+            try:
+                line = parse_line(text)
+            except ValueError as error:
+                if number == 1:  # which may have the order of the columns
+                    raise ValueError(
+                        f'{path} has the line {text!r} ({error}), expected '
+                        'columns. Restore it from the data set.') from error
+                yield number, [text.strip(), *[''] * len(USED[1:])]
+                continue
             names = [name.strip().lower() for name in line]
-            if lines.line_num == 1 and COLUMNS[0] in names:
+            if number == 1 and COLUMNS[0] in names:
                 columns = names
                 missing = [name for name in USED if name not in names]
                 if missing:
@@ -122,7 +138,7 @@ def read_rows(path: str) -> Iterator[Tuple[int, List[str]]]:
                         f'{USED}; {missing} are not there. Restore it from '
                         'the data set.')
             elif line:
-                yield lines.line_num, [
+                yield number, [
                     line[i].strip() if i < len(line) else ''
                     for i in map(columns.index, USED)
                 ]
@@ -196,23 +212,47 @@ def crop(path: str, box: Tuple[int, ...]) -> bytes:
     return cv2.imencode('.png', face)[1].tobytes()
 
 
+def parse_box(row: List[str]) -> Optional[Tuple[int, ...]]:
+    """Parse the face box of a line, if it has one."""
+    try:
+        return tuple(parse_number(text, whole=False) for text in row[1:5])
+    except ValueError:
+        return None
+
+
 def add_csv(plan: Plan, split: str, path: str, images: str) -> None:
     """Plan to crop the faces that a csv file lists."""
+    lines = []
+    expressions: Dict[tuple, set] = defaultdict(set)
     for number, row in read_rows(path):
         name = row[0].replace('\\', '/')
         source = f'{osp.basename(path)}, line {number}: {name}'
+        name = posixpath.normpath(name)
         try:
-            expression = int(row[-1])
+            expression = parse_number(row[-1])
         except ValueError:
             plan.leave_out(source, 'line that can not be read', str(row))
+            continue
+        box = parse_box(row)
+        lines.append((source, name, box, expression, row))
+        if box:
+            expressions[name, box].add(expression)
+    done = set()
+    for source, name, box, expression, row in lines:
+        found = expressions.get((name, box), ())
+        if len(found) > 1:
+            plan.leave_out(source, 'face with several expressions',
+                           str(sorted(found)))
             continue
         if not has_class(plan, source, expression):
             continue
-        try:
-            box = tuple(map(int, row[1:5]))
-        except ValueError:
+        if not box:
             plan.leave_out(source, 'line that can not be read', str(row))
             continue
+        if (name, box) in done:
+            plan.leave_out(source, 'same face as in a line before', '', False)
+            continue
+        done.add((name, box))
         if osp.isabs(name) or '..' in name.split('/'):
             plan.leave_out(source, 'path out of the folder of the pictures')
             continue

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 
 from dan_mm.datasets import FER2013
-from dan_mm.datasets.conversion import (Plan, find_file, plan_folders, run,
+from dan_mm.datasets.conversion import (Plan, find_file, parse_line,
+                                        parse_number, plan_folders, run,
                                         unknown_form)
 from dan_mm.datasets.folder import find_splits
 
@@ -34,9 +35,11 @@ def plan_csv(path: str) -> Plan:
     """
     plan = Plan(osp.dirname(path))
     classes = FER2013.METAINFO['classes']
-    with open(path, newline='', encoding='utf-8-sig') as file:
-        lines = csv.reader(file)
-        header = [name.strip().lower() for name in next(lines, [])]
+    with open(
+            path, newline='', encoding='utf-8-sig',
+            errors='surrogateescape') as file:
+        first = next(csv.reader([next(file, '')]), [])
+        header = [name.strip().lower() for name in first]
         missing = {'emotion', 'pixels', 'usage'} - set(header)
         if missing:
             raise ValueError(
@@ -45,17 +48,20 @@ def plan_csv(path: str) -> Plan:
                 '`train.csv` and `test.csv` do not tell the splits or the '
                 'labels: get `icml_face_data.csv` or `fer2013.csv`.')
         columns = [header.index(key) for key in ('emotion', 'pixels', 'usage')]
-        for number, line in enumerate(lines):
+        for number, text in enumerate(file):
             source = f'{osp.basename(path)}, picture {number}'
             try:
+                line = parse_line(text)
                 emotion, pixels, usage = (line[i].strip() for i in columns)
                 split = USAGES[usage]
-                label = classes[range(len(classes)).index(int(emotion))]
+                label = classes[range(len(classes)).index(
+                    parse_number(emotion))]
                 pixels = bytes(map(int, pixels.split()))
                 if len(pixels) != SIZE**2:
                     raise ValueError(f'{len(pixels)} pixels')
             except (IndexError, KeyError, ValueError) as error:
-                plan.leave_out(source, 'line that can not be read', str(error))
+                plan.leave_out(source, 'line that can not be read',
+                               f'line {number + 2}: {error}')
                 continue
             plan.add(split, label, f'{number:05d}.png', source,
                      partial(encode, pixels))
