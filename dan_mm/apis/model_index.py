@@ -6,6 +6,25 @@ from mmpretrain.apis import ModelHub
 import dan_mm
 
 
+def find_configs() -> str:
+    """Find the folder of this project's configs.
+
+    Returns:
+        str: Its path, in a wheel or in a clone of the repository.
+
+    Raises:
+        FileNotFoundError: If this installation lacks it.
+    """
+    package = osp.dirname(osp.abspath(dan_mm.__file__))
+    for folder in osp.join(package, '.mim'), osp.dirname(package):
+        configs = osp.join(folder, 'configs')
+        if osp.isfile(osp.join(configs, 'metafile.yml')):
+            return configs
+    raise FileNotFoundError(
+        f'Found no configs/metafile.yml in {package}/.mim or beside '
+        f'{package}, expected it in one of them. Install dan_mm anew.')
+
+
 def register_model_index() -> None:
     """Make the configs of this project known to MMPretrain by their names.
 
@@ -24,15 +43,8 @@ def register_model_index() -> None:
         >>> model.head.num_classes
         7
     """
-    package = osp.dirname(osp.abspath(dan_mm.__file__))
-    # In a wheel, and in a clone of the repository.
-    for folder in osp.join(package, '.mim'), osp.dirname(package):
-        path = osp.join(folder, 'configs', 'metafile.yml')
-        if osp.isfile(path):
-            break
-    else:
-        raise FileNotFoundError(
-            f'Found no configs/metafile.yml in {package}/.mim or beside '
-            f'{package}, expected it in one of them. Install dan_mm anew.')
+    configs = find_configs()
     if not ModelHub.has('dan_rafdb'):
-        ModelHub.register_model_index(path, config_prefix=folder)
+        ModelHub.register_model_index(
+            osp.join(configs, 'metafile.yml'),
+            config_prefix=osp.dirname(configs))
