@@ -122,7 +122,14 @@ HINTS = {
     'resnet18_synthface/epoch_3.pth':
     'It is the plain ResNet-18 that DAN starts from here. Train it first: '
     '`python tools/train.py configs/resnet18_synthface.py`. Or start from '
-    'scratch with `--cfg-options model.backbone.init_cfg=None`.'
+    'scratch with `--cfg-options model.backbone.init_cfg=None`.',
+    'mobilenetv1_0.25_in1k.pth':
+    'It is MobileNetV1 x0.25 trained on ImageNet. Download '
+    'mobilenetV1X0.25_pretrain.tar as the README of '
+    'https://github.com/biubug6/Pytorch_Retinaface says, and convert it with '
+    '`python tools/model_converters/retinaface_to_mmdet.py '
+    'mobilenetV1X0.25_pretrain.tar checkpoints/mobilenetv1_0.25_in1k.pth`. Or '
+    'start from scratch with `--cfg-options model.backbone.init_cfg=None`.'
 }
 
 _load_checkpoint = CheckpointLoader.load_checkpoint.__func__

@@ -63,7 +63,7 @@ from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
 import dan_mm
-from dan_mm.engine import init_cpu_processes
+from dan_mm.engine import init_cpu_processes, leave_cpu_processes
 sys.path.insert(0, sys.argv[1])
 from test_launch import BATCH, batch, build
 
@@ -87,6 +87,7 @@ for name in sys.argv[3:]:
                in model.module.named_parameters()})
 if rank == 0:
     torch.save(results, sys.argv[2])
+leave_cpu_processes()
 '''
 
 HEADS = dict(

@@ -27,8 +27,8 @@ def config(root, work_dir, **options):
     rafdb = Config.fromfile(f'{ROOT}/configs/dan_rafdb.py')
     load, resize, flip, turn, erase, pack = (
         rafdb.train_dataloader.dataset.pipeline)
-    resize.scale = (64, 64)
-    turn.transforms[2].update(size=64, padding=8)
+    resize.scale = (32, 32)
+    turn.transforms[2].update(size=32, padding=4)
     cfg.train_dataloader.dataset.pipeline = [
         load, resize, flip, turn, erase, pack
     ]
@@ -53,6 +53,15 @@ def config(root, work_dir, **options):
         }
     })
     return cfg
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Faster for small models, beside two workers."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(number)
 
 
 def load(path):
@@ -106,7 +115,7 @@ def put_half(self, obj, filepath):
         kill()
 
 AtomicLocalBackend.put = put_half
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 cfg = Config.fromfile(path)
 cfg.resume = True
 runner = Runner.from_cfg(cfg)

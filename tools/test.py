@@ -16,7 +16,8 @@ from mmpretrain.registry import DATASETS
 
 from dan_mm.checkpoint import load_classes
 from dan_mm.datasets.base import FERDataset
-from dan_mm.engine import CheckpointFitHook, init_cpu_processes
+from dan_mm.engine import (CheckpointFitHook, init_cpu_processes,
+                           leave_cpu_processes)
 
 
 def parse_args() -> argparse.Namespace:
@@ -249,6 +250,7 @@ def main() -> None:
 
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)
+    leave_cpu_processes()
 
 
 if __name__ == '__main__':

@@ -13,7 +13,8 @@ from mmpretrain.registry import DATASETS
 
 # It closes unsafe loading of checkpoints, whatever the config imports.
 from dan_mm.datasets import FERFolder
-from dan_mm.engine import CheckpointFitHook, init_cpu_processes
+from dan_mm.engine import (CheckpointFitHook, init_cpu_processes,
+                           leave_cpu_processes)
 
 
 def parse_args() -> argparse.Namespace:
@@ -215,6 +216,7 @@ def main() -> None:
             partial=not cfg.get('resume') and not args.finetune,
             new_classes=not cfg.get('resume')))
     runner.train()
+    leave_cpu_processes()
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-import atexit
 import datetime
 import os
 import subprocess
+import sys
 
 import torch.distributed as dist
 from mmengine.config import Config
@@ -44,10 +44,22 @@ def init_cpu_processes(cfg: Config) -> None:
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
     dist.init_process_group(
         'gloo', timeout=datetime.timedelta(seconds=timeout))
-    # Its threads would abort a process that ends with them.
-    atexit.register(dist.destroy_process_group)
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         find_unused_parameters=cfg.get('find_unused_parameters', False),
         broadcast_buffers=False,
         device_ids=None)
+
+
+def leave_cpu_processes() -> None:
+    """End this process, if :func:`init_cpu_processes` made it join others.
+
+    Models refer to threads of gloo, which abort a process now and then when
+    the interpreter takes it down: it is left without that, when all others
+    have come as far.
+    """
+    if dist.is_initialized() and get_device() == 'cpu':
+        dist.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

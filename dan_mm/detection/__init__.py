@@ -1,0 +1,32 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+try:
+    import mmcv._ext  # noqa: F401
+    import mmdet  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f'dan_mm.detection found that `import {error.name or "mmcv._ext"}` '
+        'fails, expected mmdet and an mmcv with compiled ops: run `make env` '
+        'in a clone of dan_mm, or, in an environment that has torch and '
+        'ninja, `pip install --no-build-isolation --no-cache-dir '
+        '--force-reinstall --no-deps "onedl-mmcv>=2.3.6,<2.4"` and `pip '
+        'install "onedl-mmdetection>=3.5.1,<4"`.') from error
+
+from .data_preprocessor import FaceDataPreprocessor
+from .mobilenet import MobileNetV1
+from .necks import RetinaFacePyramid, RetinaFaceSSH
+from .retinaface_head import RetinaFaceHead
+from .transforms import (PackFaceInputs, PrepareFaceImage, RandomFaceCrop,
+                         RandomFaceFlip)
+from .tta import RetinaFaceTTA
+from .visualizer import FaceLocalVisualizer
+from .weights import convert, download, get_checkpoint
+from .widerface import WiderFaceLandmarks
+from .widerface_metric import WiderFaceMetric
+
+__all__ = [
+    'FaceDataPreprocessor', 'FaceLocalVisualizer', 'MobileNetV1',
+    'PackFaceInputs', 'PrepareFaceImage', 'RandomFaceCrop', 'RandomFaceFlip',
+    'RetinaFaceHead', 'RetinaFacePyramid', 'RetinaFaceSSH', 'RetinaFaceTTA',
+    'WiderFaceLandmarks', 'WiderFaceMetric', 'convert', 'download',
+    'get_checkpoint'
+]

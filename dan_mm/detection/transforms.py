@@ -1,0 +1,209 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+from typing import Optional, Sequence, Tuple
+
+import cv2
+import mmcv
+import numpy as np
+from mmcv.transforms import BaseTransform, RandomFlip
+from mmdet.datasets.transforms import PackDetInputs
+from mmdet.registry import TRANSFORMS
+
+# The landmarks of a face in its mirror image
+FLIPPED_LANDMARKS = [1, 0, 2, 4, 3]
+
+
+@TRANSFORMS.register_module()
+class PrepareFaceImage(BaseTransform):
+    """Make a picture one that the detector takes: BGR, and not too large.
+
+    Grey pictures get three equal channels, and the fourth channel of BGRA is
+    dropped.
+
+    Required Keys:
+
+    - img
+
+    Modified Keys:
+
+    - img
+    - img_shape
+
+    Added Keys:
+
+    - scale_factor
+
+    Args:
+        max_side (int, optional): A picture whose longer side has more pixels
+            is shrunk to that; the faces that are found are in pixels of the
+            picture as it was. Defaults to None, any size.
+
+    Raises:
+        ValueError: If the picture is none.
+    """
+
+    def __init__(self, max_side: Optional[int] = None) -> None:
+        self.max_side = max_side
+
+    def transform(self, results: dict) -> dict:
+        """Prepare the picture.
+
+        Args:
+            results (dict): Result dict with the picture.
+
+        Returns:
+            dict: The result dict with the prepared picture.
+        """
+        img = results['img']
+        if (img.dtype != np.uint8 or img.ndim not in (2, 3) or 0 in img.shape
+                or img.shape[2:] not in ((), (1, ), (3, ), (4, ))):
+            raise ValueError(
+                f'Got an array of {img.dtype} and of shape {img.shape} as a '
+                'picture, expected uint8 of shape (height, width), or with 1, '
+                '3 (BGR) or 4 (BGRA) channels last. Convert it.')
+        if img.shape[2:] in ((), (1, )):
+            img = cv2.cvtColor(img, cv2.COLOR_GRAY2BGR)
+        elif img.shape[2] == 4:
+            img = cv2.cvtColor(img, cv2.COLOR_BGRA2BGR)
+        height, width = img.shape[:2]
+        if self.max_side and max(height, width) > self.max_side:
+            # A side of a strip must not vanish.
+            size = [
+                max(round(side * self.max_side / max(height, width)), 1)
+                for side in (width, height)
+            ]
+            img = mmcv.imresize(img, size, interpolation='area')
+        results['img'] = img
+        results['img_shape'] = img.shape[:2]
+        results['scale_factor'] = (img.shape[1] / width, img.shape[0] / height)
+        return results
+
+    def __repr__(self) -> str:
+        return f'{self.__class__.__name__}(max_side={self.max_side})'
+
+
+@TRANSFORMS.register_module()
+class RandomFaceCrop(BaseTransform):
+    """Cut a random square out of a picture, as RetinaFace is trained.
+
+    Modified from
+    https://github.com/biubug6/Pytorch_Retinaface/blob/master/data/data_augment.py
+
+    The square contains a whole face; of the others those whose centre is in it
+    are kept, and boxes and landmarks are clipped to it. A picture in which no
+    such square is found stays whole.
+
+    Required Keys:
+
+    - img
+    - gt_bboxes (np.float32)
+    - gt_bboxes_labels
+    - gt_keypoints
+
+    Modified Keys:
+
+    - img
+    - img_shape
+    - gt_bboxes
+    - gt_bboxes_labels
+    - gt_keypoints
+
+    Args:
+        scales (Sequence[float]): The sides to choose from, as shares of the
+            shorter side of the picture. Defaults to
+            ``(0.3, 0.45, 0.6, 0.8, 1.0)``.
+        attempts (int): How many squares to try. Defaults to 250.
+    """
+
+    def __init__(self,
+                 scales: Sequence[float] = (0.3, 0.45, 0.6, 0.8, 1.0),
+                 attempts: int = 250) -> None:
+        self.scales = scales
+        self.attempts = attempts
+
+    def transform(self, results: dict) -> dict:
+        """Cut a square out.
+
+        Args:
+            results (dict): Result dict with the picture and its faces.
+
+        Returns:
+            dict: The result dict of the square.
+        """
+        bboxes = results['gt_bboxes']
+        centers = (bboxes[:, :2] + bboxes[:, 2:]) / 2
+        for _ in range(self.attempts):
+            left, top, side = self._choose(results['img'].shape[:2])
+            first, last = np.array([left, top]), np.array([left, top]) + side
+            whole = (bboxes[:, :2] >= first) & (bboxes[:, 2:] <= last)
+            inside = ((centers > first) & (centers < last)).all(1)
+            if (whole.all(1) & inside).any():
+                break
+        else:
+            return results
+        results['img'] = results['img'][top:top + side, left:left + side]
+        results['img_shape'] = results['img'].shape[:2]
+        results['gt_bboxes'] = np.clip(bboxes[inside] - np.tile(first, 2), 0,
+                                       side).astype(np.float32)
+        results['gt_bboxes_labels'] = results['gt_bboxes_labels'][inside]
+        keypoints = results['gt_keypoints'][inside]
+        keypoints[..., :2] = np.clip(keypoints[..., :2] - first, 0, side)
+        results['gt_keypoints'] = keypoints
+        return results
+
+    def _choose(self, shape: Tuple[int, int]) -> Tuple[int, int, int]:
+        """Choose left, top and side of a square in a picture."""
+        height, width = shape
+        side = max(int(np.random.choice(self.scales) * min(height, width)), 1)
+        return (np.random.randint(max(width - side, 1)),
+                np.random.randint(max(height - side, 1)), side)
+
+    def __repr__(self) -> str:
+        return (f'{self.__class__.__name__}(scales={self.scales}, '
+                f'attempts={self.attempts})')
+
+
+@TRANSFORMS.register_module()
+class RandomFaceFlip(RandomFlip):
+    """Flip a picture with the landmarks of its faces: what is left in it
+    becomes what is right.
+
+    :class:`mmcv.transforms.RandomFlip` moves the landmarks, but a left eye
+    stays a left eye. The keys and arguments are those of that class.
+    """
+
+    def _flip_keypoints(self, keypoints: np.ndarray, img_shape: Tuple[int,
+                                                                      int],
+                        direction: str) -> np.ndarray:
+        """Flip landmarks of shape ``(N, 5, 3)``."""
+        flipped = super()._flip_keypoints(keypoints, img_shape, direction)
+        return (flipped
+                if direction == 'vertical' else flipped[:, FLIPPED_LANDMARKS])
+
+
+@TRANSFORMS.register_module()
+class PackFaceInputs(PackDetInputs):
+    """Pack a picture and its faces with their landmarks.
+
+    It is :class:`mmdet.datasets.transforms.PackDetInputs`, with
+    ``gt_keypoints`` as ``gt_instances.keypoints``. Without
+    ``gt_ignore_flags``, which MMCV's loading leaves out, all faces count.
+    """
+
+    mapping_table = {
+        **PackDetInputs.mapping_table, 'gt_keypoints': 'keypoints'
+    }
+
+    def transform(self, results: dict) -> dict:
+        """Pack the picture and its faces.
+
+        Args:
+            results (dict): Result dict from the data pipeline.
+
+        Returns:
+            dict: ``inputs`` and ``data_samples``.
+        """
+        results.setdefault('gt_ignore_flags',
+                           np.zeros(len(results['gt_bboxes']), bool))
+        # MMCV's resizing makes them float64.
+        results['gt_bboxes'] = results['gt_bboxes'].astype(np.float32)
+        return super().transform(results)

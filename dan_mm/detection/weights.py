@@ -1,0 +1,251 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+import hashlib
+import os
+import os.path as osp
+import re
+from typing import Any, Dict, Optional, Sequence
+
+import torch
+import torch.nn as nn
+from mmdet.models.backbones import ResNet
+from mmengine.registry import DefaultScope
+
+from ..checkpoint import weights_only
+from .mobilenet import MobileNetV1
+from .necks import RetinaFacePyramid, RetinaFaceSSH
+from .retinaface_head import RetinaFaceHead
+
+FACEXLIB = 'https://github.com/xinntao/facexlib/releases/download/v0.1.0/'
+# The URLs and SHA-256 sums of the public weights of
+# https://github.com/biubug6/Pytorch_Retinaface
+WEIGHTS = {
+    'retinaface_mobilenet0.25':
+    (FACEXLIB + 'detection_mobilenet0.25_Final.pth',
+     '2979b33ffafda5d74b6948cd7a5b9a7a62f62b949cef24e95fd15d2883a65220'),
+    'retinaface_r50':
+    (FACEXLIB + 'detection_Resnet50_Final.pth',
+     '6d1de9c2944f2ccddca5f5e010ea5ae64a39845a86311af6fdf30841b0a5a16d'),
+}
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def download(url: str, sha256: str, folder: Optional[str] = None) -> str:
+    """Download a file, unless it is there, and check that it is the expected
+    one. It is whole or not there.
+
+    Args:
+        url (str): Its URL, also ``file://``.
+        sha256 (str): Its SHA-256 sum, in hexadecimal digits.
+        folder (str, optional): Where to keep it. Defaults to None,
+            ``checkpoints`` in PyTorch's folder, which ``TORCH_HOME`` moves.
+
+    Returns:
+        str: The path of the file.
+
+    Raises:
+        OSError: If it can't be downloaded.
+        ValueError: If another file came. It is removed.
+    """
+    folder = folder or osp.join(torch.hub.get_dir(), 'checkpoints')
+    path = osp.join(folder, osp.basename(url))
+    if osp.isfile(path):
+        if _sha256(path) == sha256:
+            return path
+        os.remove(path)
+    os.makedirs(folder, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, path, sha256)
+    except RuntimeError as error:
+        raise ValueError(
+            f'The file that came from {url} is another one, expected the '
+            f'SHA-256 sum {sha256}. It was removed. Try again, or get it '
+            f'elsewhere and put it to {path}.') from error
+    except OSError as error:
+        raise OSError(f'Could not download {url} ({error}). Connect to the '
+                      f'internet, or put that file to {path}.') from error
+    return path
+
+
+def get_checkpoint(name: str = 'retinaface_mobilenet0.25',
+                   folder: Optional[str] = None) -> str:
+    """Download public weights of RetinaFace, unless they are there, and
+    convert them.
+
+    They were trained on WIDER FACE, whose pictures are for research only.
+
+    Args:
+        name (str): ``'retinaface_mobilenet0.25'`` or ``'retinaface_r50'``,
+            which fit the configs of these names. Defaults to the former.
+        folder (str, optional): See :func:`download`.
+
+    Returns:
+        str: The path of the converted checkpoint.
+
+    Raises:
+        OSError: If they can't be downloaded.
+        ValueError: If other weights came, or the name is unknown.
+    """
+    if name not in WEIGHTS:
+        raise ValueError(f'Got weights {name!r}, expected one of '
+                         f'{sorted(WEIGHTS)}.')
+    source = download(*WEIGHTS[name], folder=folder)
+    path = f'{osp.splitext(source)[0]}-{WEIGHTS[name][1][:8]}_mmdet.pth'
+    if not osp.isfile(path):
+        convert_file(source, path)
+    return path
+
+
+def _parts(layout: str) -> Dict[str, nn.Module]:
+    """Build the parts of a detector, or its backbone."""
+    if layout == 'r50':
+        backbone, channels = ResNet(50, out_indices=(1, 2, 3)), 256
+        maps = [512, 1024, 2048]
+    else:
+        backbone, channels = MobileNetV1(), 64
+        maps = [64, 128, 256]
+    if layout == 'backbone':
+        return dict(backbone=backbone)
+    neck = nn.Sequential(
+        RetinaFacePyramid(maps, channels),
+        RetinaFaceSSH(3, [channels] * 3, [channels] * 3))
+    return dict(
+        backbone=backbone, neck=neck, bbox_head=RetinaFaceHead(channels))
+
+
+# From our names of weights to those of the original code, which counts levels
+# of the pyramid from 1.
+NAMES = (
+    (r'\.pointwise_conv\.conv\.', '.3.'),
+    (r'\.pointwise_conv\.bn\.', '.4.'),
+    (r'\.depthwise_conv\.', '.'),
+    (r'\.conv\.', '.0.'),
+    (r'\.bn\.', '.1.'),
+    (r'^backbone\.', 'body.'),
+    (r'^neck\.0\.lateral_convs\.(\d)',
+     lambda match: f'fpn.output{int(match[1]) + 1}'),
+    (r'^neck\.0\.fpn_convs\.(\d)',
+     lambda match: f'fpn.merge{int(match[1]) + 1}'),
+    (r'^neck\.1\.ssh_module(\d)', lambda match: f'ssh{int(match[1]) + 1}'),
+    (r'\.context_module\.', '.'),
+    (r'\.conv(3x3|5x5|7x7_2)',
+     lambda match: f'.conv{match[1].replace("x", "X")}'),
+    (r'^bbox_head\.conv_cls\.(\d)', r'ClassHead.\1.conv1x1'),
+    (r'^bbox_head\.conv_reg\.(\d)', r'BboxHead.\1.conv1x1'),
+    (r'^bbox_head\.conv_kpt\.(\d)', r'LandmarkHead.\1.conv1x1'),
+)
+
+
+def _original_name(name: str) -> str:
+    for pattern, replacement in NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def convert(checkpoint: Any) -> Dict[str, torch.Tensor]:
+    """Give weights of https://github.com/biubug6/Pytorch_Retinaface our names.
+
+    Args:
+        checkpoint (dict): What their file holds: a detector with MobileNetV1
+            x0.25 or ResNet-50, or the backbone of the former, trained on
+            ImageNet.
+
+    Returns:
+        dict[str, Tensor]: The weights by our names.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    source = checkpoint
+    if isinstance(checkpoint, dict):
+        source = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(source, dict) or not all(
+            isinstance(value, torch.Tensor) for value in source.values()):
+        found = (
+            sorted(map(str, source))
+            if isinstance(source, dict) else type(source).__name__)
+        raise ValueError(f'It holds {found}, expected weights by their names, '
+                         "or 'state_dict' with them.")
+    source = {re.sub(r'^module\.', '', key): source[key] for key in source}
+    layout = 'mobilenet'
+    if 'body.conv1.weight' in source:
+        layout = 'r50'
+    elif 'stage1.0.0.weight' in source:
+        layout = 'backbone'
+        # The classifier of ImageNet is of no use here.
+        source = {
+            f'body.{key}': value
+            for key, value in source.items() if not key.startswith('fc.')
+        }
+
+    # Whatever scope the caller is in
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        weights = nn.ModuleDict(_parts(layout)).state_dict()
+    names = {key: _original_name(key) for key in weights}
+    # Checkpoints of PyTorch < 0.4.1 do not count batches.
+    missing = [
+        name for name in names.values()
+        if name not in source and not name.endswith('num_batches_tracked')
+    ]
+    unexpected = sorted(set(source) - set(names.values()))
+    reshaped = [
+        f'{name} {tuple(source[name].shape)} instead of '
+        f'{tuple(weights[key].shape)}' for key, name in names.items()
+        if name in source and source[name].shape != weights[key].shape
+    ]
+    if missing or unexpected or reshaped:
+
+        def list_some(items: Sequence[str]) -> str:
+            rest = f', and {len(items) - 10} more' if items[10:] else ''
+            return f'{len(items)} ({", ".join(items[:10])}{rest})'
+
+        raise ValueError(
+            f'Missing keys: {list_some(missing)}. Unexpected keys: '
+            f'{list_some(unexpected)}. Keys of another shape: '
+            f'{list_some(reshaped)}. Expected the weights of RetinaFace with '
+            'MobileNetV1 x0.25 or ResNet-50, or those of MobileNetV1 x0.25 '
+            'trained on ImageNet.')
+    converted = {
+        key: source[name].clone()
+        for key, name in names.items() if name in source
+    }
+    for key, value in converted.items():
+        if '.conv_cls.' in key:
+            # There, background comes before face.
+            converted[key] = value.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    return converted
+
+
+def convert_file(src: str, dst: str) -> int:
+    """Convert a file of public weights. The new one is whole or not there.
+
+    Args:
+        src (str): See :func:`convert`. Nothing in it is executed.
+        dst (str): The checkpoint to write.
+
+    Returns:
+        int: The number of weights.
+
+    Raises:
+        OSError: If a file can't be read or written.
+        ValueError: If the source holds something else.
+        CheckpointLoadError: If it holds code, or is broken.
+    """
+    with weights_only():
+        checkpoint = torch.load(src, map_location='cpu')
+    try:
+        state_dict = convert(checkpoint)
+    except ValueError as error:
+        raise ValueError(f'{src} can not be converted. {error}') from None
+    os.makedirs(osp.dirname(osp.abspath(dst)), exist_ok=True)
+    temporary = f'{dst}.{os.getpid()}.part'
+    meta = dict(dataset_meta=dict(classes=('face', )))
+    torch.save(dict(meta=meta, state_dict=state_dict), temporary)
+    os.replace(temporary, dst)
+    return len(state_dict)

@@ -1,0 +1,260 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+import functools
+import hashlib
+import http.server
+import os
+import re
+import runpy
+import threading
+
+import pytest
+import torch
+from conftest import ROOT, shared
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from dan_mm.detection import weights
+from dan_mm.detection.weights import WEIGHTS, download, get_checkpoint
+
+
+@pytest.fixture
+def convert(tmp_path):
+    main = runpy.run_path(
+        f'{ROOT}/tools/model_converters/retinaface_to_mmdet.py')['main']
+
+    def run(source):
+        torch.save(source, tmp_path / 'src.pth')
+        destination = tmp_path / 'new folder' / 'dst.pth'
+        main([str(tmp_path / 'src.pth'), str(destination)])
+        return torch.load(destination, weights_only=True)
+
+    return run
+
+
+def build(name):
+    cfg = Config.fromfile(
+        f'{ROOT}/configs/retinaface/{name}_widerface.py').model
+    cfg.backbone.pop('init_cfg')
+    return MODELS.build(cfg).eval()
+
+
+def shake(module):
+    """Give every weight and statistic a value of its own."""
+    torch.manual_seed(0)
+    for key, value in module.state_dict().items():
+        if key.endswith('running_var') or (value.ndim == 1
+                                           and key.endswith('weight')):
+            torch.nn.init.uniform_(value, 0.5, 1.5)
+        elif value.ndim == 1:
+            torch.nn.init.uniform_(value, -0.1, 0.1)
+    return module.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', [
+    'retinaface_mobilenet0.25',
+    pytest.param('retinaface_r50', marks=pytest.mark.slow)
+])
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_converts_detectors(convert, original, name, prefix):
+    network = shake(original['OriginalRetinaFace'](name))
+    source = {
+        prefix + key: value
+        for key, value in network.state_dict().items()
+    }
+    converted = convert(source)
+    assert converted['meta']['dataset_meta']['classes'] == ('face', )
+    model = build(name)
+    model.load_state_dict(converted['state_dict'])
+
+    x = torch.randn(2, 3, 75, 107) * 50
+    boxes, scores, landmarks = network(x)
+    outs = model(x)
+
+    def flatten(maps, size):
+        return torch.cat(
+            [level.permute(0, 2, 3, 1).reshape(2, -1, size) for level in maps],
+            1)
+
+    for ours, theirs in ((flatten(outs[0], 2).softmax(-1), scores.flip(-1)),
+                         (flatten(outs[1],
+                                  4), boxes), (flatten(outs[2],
+                                                       10), landmarks)):
+        assert ours.std() > 1e-3
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_converts_the_backbone(convert, original):
+    network = shake(original['OriginalMobileNet']())
+    classifier = torch.nn.Linear(256, 1000).state_dict()
+    source = {**network.state_dict(), 'fc.weight': classifier['weight']}
+    converted = convert(
+        dict(
+            epoch=3,
+            state_dict={
+                f'module.{key}': value
+                for key, value in source.items()
+            }))['state_dict']
+    assert len(converted) == len(source) - 1
+    model = build('retinaface_mobilenet0.25')
+    missing, unexpected = model.load_state_dict(converted, strict=False)
+    assert not unexpected
+    assert not any(key.startswith('backbone.') for key in missing)
+    x = torch.randn(1, 3, 64, 64)
+    for ours, theirs in zip(model.backbone(x), network(x).values()):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_training_starts_from_the_backbone(convert, tmp_path):
+    source = shared('weights', 'mobilenetV1x0.25_in1k.tar')
+    source = torch.load(source, map_location='cpu', weights_only=True)
+    converted = convert(dict(state_dict=source['state_dict']))['state_dict']
+    cfg = Config.fromfile(
+        f'{ROOT}/configs/retinaface/retinaface_mobilenet0.25_widerface.py')
+    cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'new folder' /
+                                                 'dst.pth')
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    state_dict = model.state_dict()
+    for key, value in converted.items():
+        assert torch.equal(state_dict[key], value), key
+
+
+def test_refuses_other_weights(convert, original, tmp_path):
+    source = original['OriginalRetinaFace']().state_dict()
+    renamed = dict(source)
+    renamed['fpn.merge3.0.weight'] = renamed.pop('ssh2.conv5X5_1.0.weight')
+    with pytest.raises(
+            SystemExit,
+            match=r'src.pth can not be converted. Missing keys: 1 '
+            r'\(ssh2.conv5X5_1.0.weight\). Unexpected keys: 1 '
+            r'\(fpn.merge3.0.weight\). Keys of another shape: 0'):
+        convert(renamed)
+    reshaped = dict(source)
+    reshaped['BboxHead.0.conv1x1.bias'] = torch.zeros(12)
+    with pytest.raises(
+            SystemExit,
+            match=r'1 \(BboxHead.0.conv1x1.bias \(12,\) instead of \(8,\)'):
+        convert(reshaped)
+    with pytest.raises(SystemExit, match='Missing keys: 253.* and 243 more'):
+        convert({'conv1.weight': torch.zeros(64, 3, 7, 7)})
+    with pytest.raises(SystemExit, match=r"It holds \['epoch'\], expected"):
+        convert(dict(epoch=3))
+    with pytest.raises(SystemExit, match='It holds Tensor, expected'):
+        convert(torch.zeros(3))
+    assert os.listdir(tmp_path) == ['src.pth']
+
+
+def test_refuses_code(convert, tmp_path):
+
+    class Attack:
+
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'ran'), )
+
+    with pytest.raises(SystemExit, match='refers to the code posix.mkdir'):
+        convert(dict(state_dict={}, extra=Attack()))
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_missing_file(tmp_path):
+    main = runpy.run_path(
+        f'{ROOT}/tools/model_converters/retinaface_to_mmdet.py')['main']
+    with pytest.raises(SystemExit, match='Can not convert .*none.pth to'):
+        main([str(tmp_path / 'none.pth'), str(tmp_path / 'dst.pth')])
+
+
+# -------------------------------------------------------------- download
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder that a server on this machine gives out; its address and what
+    it was asked for."""
+    monkeypatch.setenv('no_proxy', '*')
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    requests = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+
+        def log_message(self, format, *args):
+            requests.append(args[0])
+
+    server = http.server.ThreadingHTTPServer(
+        ('127.0.0.1', 0), functools.partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f'http://127.0.0.1:{server.server_port}/', requests
+    server.shutdown()
+    server.server_close()
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_downloads_once(served, tmp_path):
+    folder, url, requests = served
+    (folder / 'weights.pth').write_bytes(b'weights')
+    cache = str(tmp_path / 'cache' / 'deep')
+    path = download(url + 'weights.pth', sha256(b'weights'), cache)
+    with open(path, 'rb') as file:
+        assert file.read() == b'weights'
+    assert os.listdir(cache) == ['weights.pth']
+    assert download(url + 'weights.pth', sha256(b'weights'), cache) == path
+    assert len(requests) == 1
+
+    # A damaged copy is replaced.
+    with open(path, 'wb') as file:
+        file.write(b'weigh')
+    download(url + 'weights.pth', sha256(b'weights'), cache)
+    with open(path, 'rb') as file:
+        assert file.read() == b'weights'
+    assert len(requests) == 2
+
+
+def test_refuses_another_file(served, tmp_path):
+    folder, url, _ = served
+    (folder / 'weights.pth').write_bytes(b'other')
+    cache = str(tmp_path / 'cache')
+    with pytest.raises(
+            ValueError,
+            match=re.escape(f'The file that came from {url}weights.pth is '
+                            'another one, expected the SHA-256 sum ')):
+        download(url + 'weights.pth', sha256(b'weights'), cache)
+    assert os.listdir(cache) == []
+
+
+def test_says_what_to_do_without_a_connection(served, tmp_path):
+    _, url, _ = served
+    cache = str(tmp_path / 'cache')
+    with pytest.raises(OSError, match='Could not download .*404.* put that'):
+        download(url + 'weights.pth', sha256(b'weights'), cache)
+    assert os.listdir(cache) == []
+
+
+def test_default_folder(monkeypatch, tmp_path):
+    (tmp_path / 'weights.pth').write_bytes(b'weights')
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    path = download(f'file://{tmp_path}/weights.pth', sha256(b'weights'))
+    assert path == str(tmp_path / 'hub' / 'checkpoints' / 'weights.pth')
+
+
+def test_gets_a_checkpoint(tmp_path, monkeypatch):
+    source = shared('weights', 'retinaface_mobilenet0.25.pth')
+    url, digest = WEIGHTS['retinaface_mobilenet0.25']
+    assert url.startswith('https://')
+    # The shared file is the one that is named here.
+    monkeypatch.setitem(weights.WEIGHTS, 'retinaface_mobilenet0.25',
+                        (f'file://{source}', digest))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        path = get_checkpoint(folder=str(tmp_path))
+    model = build('retinaface_mobilenet0.25')
+    model.load_state_dict(torch.load(path, weights_only=True)['state_dict'])
+    before = os.stat(path).st_mtime_ns
+    assert get_checkpoint(folder=str(tmp_path)) == path
+    assert os.stat(path).st_mtime_ns == before
+    with pytest.raises(ValueError, match="Got weights 'yolo', expected one "):
+        get_checkpoint('yolo')
