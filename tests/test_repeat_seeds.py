@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from mmengine.config import Config
 
@@ -79,6 +80,19 @@ def test_repeat_seeds(repeat, ferplus_root, tmp_path, capsys):
     for other in ((), ('--no-pin-memory', '--cfg-options', 'x=2')):
         with pytest.raises(SystemExit, match='runs with another .*--work-dir'):
             repeat(*runs, 6, 5, *other)
+    # Killed before the last validation, it is not taken as finished.
+    (work_dir / 'seed_6' / 'last.json').unlink()
+    (work_dir / 'seed_6' / 'best.json').unlink()
+    best, = (work_dir / 'seed_6').glob('best_*.pth')
+    last = work_dir / 'seed_6' / 'epoch_1.pth'
+    checkpoint = torch.load(last, weights_only=False)
+    for key in 'validated_epoch', 'best_score', 'best_ckpt':
+        del checkpoint['message_hub']['runtime_info'][key]
+    torch.save(checkpoint, last)
+    best.unlink()
+    calls = repeat(*runs, 6, 5, *options)
+    assert [name for name, _ in calls] == ['train', 'test', 'test']
+    assert best.is_file()
     # A checkpoint that was trained anew is tested anew.
     os.utime(work_dir / 'seed_5' / 'epoch_1.pth', (1, 1))
     calls = repeat(*runs, 6, 5, *options)

@@ -1,8 +1,8 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import os.path as osp
+from collections import defaultdict
 from typing import List, NamedTuple, Optional, Sequence
 
-import cv2
 import numpy as np
 import torch
 
@@ -72,11 +72,14 @@ class FaceDetector:
             config, checkpoint, device=device or get_device())
         # The same results, faster
         self.model = fuse_conv_bn(model).to(memory_format=torch.channels_last)
-        pipeline = get_test_pipeline_cfg(self.model.cfg)
-        pipeline[0].type = 'mmdet.LoadImageFromNDArray'
-        self.pipeline = Compose(pipeline)
+        load, *rest = get_test_pipeline_cfg(self.model.cfg)
+        load.type = 'mmdet.LoadImageFromNDArray'
+        prepare = dict(type='mmdet.PrepareFaceImage', max_side=max_side)
+        self.pipeline = Compose([
+            load, prepare,
+            *(step for step in rest if step.type != 'PrepareFaceImage')
+        ])
         self.score_thr = score_thr
-        self.max_side = max_side
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> List[List[Face]]:
         """Find faces.
@@ -87,34 +90,26 @@ class FaceDetector:
         Returns:
             list[list[Face]]: The faces of each picture, the most certain
             first.
+
+        Raises:
+            ValueError: If an array is no picture.
         """
         results: List[List[Face]] = [[] for _ in pictures]
-        by_shape: dict = {}
+        # Padding to a common size would reach the results at the border.
+        by_shape = defaultdict(list)
         for i, picture in enumerate(pictures):
-            height, width = picture.shape[:2]
-            share = self.max_side / max(height, width)
-            if share < 1:
-                small = (max(round(width * share),
-                             1), max(round(height * share), 1))
-                picture = cv2.resize(
-                    picture, small, interpolation=cv2.INTER_AREA)
-            scale = np.array([width, height],
-                             np.float32) / (picture.shape[1], picture.shape[0])
-            # Padding to a common size would reach the results at the border.
-            by_shape.setdefault(picture.shape, []).append((i, picture, scale))
+            data = self.pipeline(dict(img=picture, img_id=0))
+            by_shape[data['inputs'].shape].append((i, data))
         for group in by_shape.values():
-            data = [
-                self.pipeline(dict(img=picture, img_id=0))
-                for _, picture, _ in group
-            ]
-            batch = {key: [item[key] for item in data] for key in data[0]}
+            indices, items = zip(*group)
+            batch = {key: [item[key] for item in items] for key in items[0]}
             with torch.inference_mode():
                 samples = self.model.test_step(batch)
-            for (i, _, scale), sample in zip(group, samples):
+            for i, sample in zip(indices, samples):
                 found = sample.pred_instances.cpu().numpy()
                 results[i] = [
-                    Face(bbox * np.tile(scale, 2), float(score),
-                         keypoints * scale) for bbox, score, keypoints in zip(
+                    Face(bbox, float(score),
+                         keypoints) for bbox, score, keypoints in zip(
                              found.bboxes, found.scores, found.keypoints)
                     if score >= self.score_thr
                 ]

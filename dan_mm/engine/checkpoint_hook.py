@@ -42,9 +42,9 @@ class AtomicLocalBackend(LocalBackend):
                 os.remove(partial)
             raise OSError(
                 error.errno, f'{error.strerror}: {filepath} was not written, '
-                f'expected {len(obj) / 2**20:.0f} MB of space. The '
-                'checkpoints before it are whole: free space, and go on with '
-                '`--resume`') from error
+                f'expected {len(obj) / 2**20:.0f} MB of space. What was '
+                'written before is whole: free space, and run the same '
+                'command, for training with `--resume`') from error
 
     def put_text(self,
                  obj: str,

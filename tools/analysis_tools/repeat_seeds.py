@@ -114,14 +114,21 @@ def train_and_test(args: argparse.Namespace, seed: int, epochs: int) -> dict:
     """Train with one seed and test its checkpoints."""
     work_dir = osp.join(args.work_dir, f'seed_{seed}')
     options = ['--cfg-options', *args.cfg_options] if args.cfg_options else []
-    last = find_latest_checkpoint(work_dir) if osp.isdir(work_dir) else None
-    if osp.basename(last or '') != f'epoch_{epochs}.pth':
+    # The last checkpoint does not say that training is over: it could have
+    # been killed before the last validation.
+    if not osp.isfile(osp.join(work_dir, 'last.json')):
         run('train', args.config, '--work-dir', work_dir, '--seed', str(seed),
             '--resume', *args.train, *options)
-        last = find_latest_checkpoint(work_dir)
+    last = find_latest_checkpoint(work_dir)
+    if osp.basename(last or '') != f'epoch_{epochs}.pth':
+        raise SystemExit(
+            f'{work_dir} has the checkpoint {last} as its last one, expected '
+            f'epoch_{epochs}.pth. Remove that folder and run the same '
+            'command.')
     results = dict(last=test_checkpoint(args, work_dir, 'last', last, options))
     if args.metric:
-        name = f'best_{args.metric.replace("/", "_")}_*.pth'
+        metric = args.metric.replace('/', '_').replace('auto', '*')
+        name = f'best_{metric}_*.pth'
         best = glob.glob(osp.join(glob.escape(work_dir), name))
         if not best:
             raise SystemExit(
