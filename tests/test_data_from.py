@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 
 from dan_mm.checkpoint import CheckpointLoadError, load_classes
@@ -40,10 +41,12 @@ def save(path, name, classes, **meta):
 @pytest.fixture(scope='module')
 def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp('checkpoints')
-    return dict(
-        ferplus=save(folder / 'ferplus.pth', 'dan_ferplus', FERPLUS),
-        rafdb=save(folder / 'rafdb.pth', 'dan_rafdb', RAF),
-        nameless=save(folder / 'nameless.pth', 'dan_ferplus', None))
+    # This comes before the scope that every test has.
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return dict(
+            ferplus=save(folder / 'ferplus.pth', 'dan_ferplus', FERPLUS),
+            rafdb=save(folder / 'rafdb.pth', 'dan_rafdb', RAF),
+            nameless=save(folder / 'nameless.pth', 'dan_ferplus', None))
 
 
 @pytest.fixture

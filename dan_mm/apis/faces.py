@@ -61,6 +61,7 @@ class FaceDetector:
         from mmdet.apis import init_detector
         from mmdet.utils import get_test_pipeline_cfg
         from mmengine.device import get_device
+        from mmengine.registry import DefaultScope
         if (config is None) != (checkpoint is None):
             raise ValueError(
                 f'Got the config {config} and the checkpoint {checkpoint} of '
@@ -68,17 +69,20 @@ class FaceDetector:
         if config is None:
             config = osp.join(find_configs(), CONFIG)
             checkpoint = get_checkpoint()
-        model = init_detector(
-            config, checkpoint, device=device or get_device())
+        # `init_detector` leaves its scope behind, where it would break what
+        # the caller builds next.
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            model = init_detector(
+                config, checkpoint, device=device or get_device())
+            load, *rest = get_test_pipeline_cfg(model.cfg)
+            load.type = 'mmdet.LoadImageFromNDArray'
+            prepare = dict(type='mmdet.PrepareFaceImage', max_side=max_side)
+            self.pipeline = Compose([
+                load, prepare,
+                *(step for step in rest if step.type != 'PrepareFaceImage')
+            ])
         # The same results, faster
         self.model = fuse_conv_bn(model).to(memory_format=torch.channels_last)
-        load, *rest = get_test_pipeline_cfg(self.model.cfg)
-        load.type = 'mmdet.LoadImageFromNDArray'
-        prepare = dict(type='mmdet.PrepareFaceImage', max_side=max_side)
-        self.pipeline = Compose([
-            load, prepare,
-            *(step for step in rest if step.type != 'PrepareFaceImage')
-        ])
         self.score_thr = score_thr
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> List[List[Face]]:

@@ -35,7 +35,10 @@ def checkpoint(tmp_path_factory) -> str:
 @pytest.fixture(scope='session')
 def shared_detector(checkpoint):
     from mmdet.apis import init_detector
-    return init_detector(f'{ROOT}/{MOBILENET}', checkpoint, device='cpu')
+
+    # `init_detector` leaves its scope behind, to all tests that follow.
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return init_detector(f'{ROOT}/{MOBILENET}', checkpoint, device='cpu')
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, shared
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 from dan_mm.apis.faces import CONFIG, FaceDetector
@@ -19,6 +20,13 @@ def faces(checkpoint):
 
 def photograph(name='001_neutral'):
     return cv2.imread(shared('data', 'faces_london', f'{name}.jpg'))
+
+
+def test_leaves_the_default_scope_alone(checkpoint):
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        FaceDetector(f'{ROOT}/configs/{CONFIG}', checkpoint)
+        scope = DefaultScope.get_current_instance().scope_name
+        assert scope == 'mmpretrain'
 
 
 def test_landmarks_of_photographs(faces):
