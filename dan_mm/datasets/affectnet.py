@@ -37,7 +37,11 @@ class AffectNet(ClassFolders):
 
     METAINFO = {
         'classes': ('neutral', 'happiness', 'sadness', 'surprise', 'fear',
-                    'disgust', 'anger', 'contempt')
+                    'disgust', 'anger', 'contempt'),
+        'dataset_name':
+        'AffectNet',
+        'licence':
+        'non-commercial research'
     }
     OFFICIAL_COUNTS = {'train': (287651, 287568), 'val': 4000}
     CLASS_COUNTS = {
@@ -55,11 +59,16 @@ class AffectNet(ClassFolders):
             raise ValueError(f'AffectNet got num_classes={num_classes}, '
                              'expected 8, or 7 without contempt.')
         if num_classes == 7:
-            self.METAINFO = {'classes': self.METAINFO['classes'][:7]}
+            self.METAINFO = {
+                **self.METAINFO, 'classes': self.METAINFO['classes'][:7]
+            }
             self.OFFICIAL_COUNTS = {'train': 283901, 'val': 3500}
             self.CLASS_COUNTS = {
                 split: [counts[:7] for counts in known]
                 for split, known in self.CLASS_COUNTS.items()
             }
-        metainfo = {**self.METAINFO, **(kwargs.pop('metainfo', None) or {})}
+        metainfo = {
+            'classes': self.METAINFO['classes'],
+            **(kwargs.pop('metainfo', None) or {})
+        }
         super().__init__(data_root, split, metainfo=metainfo, **kwargs)

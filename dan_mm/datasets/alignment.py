@@ -19,13 +19,18 @@ LANDMARKS = ('left eye', 'right eye', 'nose tip', 'left mouth corner',
              'right mouth corner')
 
 
-def face_template(size: Tuple[int, int], margin: float = 0.) -> np.ndarray:
+def face_template(size: Tuple[int, int],
+                  margin: float = 0.,
+                  template: Sequence = TEMPLATE) -> np.ndarray:
     """Place the five landmarks in an aligned crop.
 
     Args:
         size (tuple[int, int]): The width and height of the crop, in pixels.
         margin (float): What is added on each side, as a share of the crop
             without it. Defaults to 0.
+        template (Sequence): Where the landmarks are in a square crop without
+            margin, as shares of its side, of shape ``(5, 2)``. Defaults to
+            those of ArcFace.
 
     Returns:
         ndarray: The landmarks in pixels, float64 of shape ``(5, 2)``, in the
@@ -34,7 +39,7 @@ def face_template(size: Tuple[int, int], margin: float = 0.) -> np.ndarray:
     """
     size = np.asarray(size, np.float64)
     side = size.min()
-    share = (TEMPLATE + margin) / (1 + 2 * margin)
+    share = (np.asarray(template, np.float64) + margin) / (1 + 2 * margin)
     return share * side + (size - side) / 2
 
 
@@ -113,7 +118,8 @@ def align_face(img: np.ndarray,
                bbox: Optional[Sequence[float]] = None,
                size: Union[int, Tuple[int, int]] = 112,
                margin: float = 0.,
-               interpolation: str = 'bilinear') -> np.ndarray:
+               interpolation: str = 'bilinear',
+               template: Optional[Sequence] = None) -> np.ndarray:
     """Cut out a face, turned and scaled so that its landmarks are where a
     template has them. What is outside the picture is black.
 
@@ -130,6 +136,8 @@ def align_face(img: np.ndarray,
         interpolation (str): 'nearest', 'bilinear', 'bicubic' or 'lanczos'. A
             picture that shrinks to less than a half is averaged first.
             Defaults to 'bilinear'.
+        template (Sequence, optional): See :func:`face_template`. Defaults to
+            None, that of ArcFace.
 
     Returns:
         ndarray: The crop, of the same type.
@@ -143,7 +151,9 @@ def align_face(img: np.ndarray,
             raise ValueError(
                 f'Got landmarks of the shape {np.shape(keypoints)}, expected '
                 f'(5, 2): {", ".join(LANDMARKS)}.')
-        matrix = similarity_transform(keypoints, face_template(size, margin))
+        template = TEMPLATE if template is None else template
+        matrix = similarity_transform(keypoints,
+                                      face_template(size, margin, template))
     elif bbox is not None:
         matrix = box_transform(bbox, size, margin)
     else:
@@ -193,6 +203,9 @@ class AlignFace(BaseTransform):
             least 0. Defaults to 0.
         interpolation (str): 'nearest', 'bilinear', 'bicubic' or 'lanczos'.
             Defaults to 'bilinear'.
+        template (Sequence, optional): Where the five landmarks are in a
+            square crop without margin, as shares of its side. Defaults to
+            None, as ArcFace has them.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -201,7 +214,8 @@ class AlignFace(BaseTransform):
     def __init__(self,
                  size: Union[int, Tuple[int, int]] = 112,
                  margin: float = 0.,
-                 interpolation: str = 'bilinear') -> None:
+                 interpolation: str = 'bilinear',
+                 template: Optional[Sequence] = None) -> None:
         known = ('nearest', 'bilinear', 'bicubic', 'lanczos')
         if interpolation not in known:
             raise ValueError(f"AlignFace got interpolation='{interpolation}', "
@@ -212,17 +226,26 @@ class AlignFace(BaseTransform):
         if min((size, ) if isinstance(size, int) else size) < 1:
             raise ValueError(f'AlignFace got size={size}, expected at least '
                              '1 pixel.')
+        if template is not None and np.shape(template) != (5, 2):
+            raise ValueError(
+                f'AlignFace got a template of the shape {np.shape(template)}, '
+                f'expected (5, 2): {", ".join(LANDMARKS)}.')
         self.size = size
         self.margin = margin
         self.interpolation = interpolation
+        self.template = template
 
     @property
     def settings(self) -> dict:
-        """The arguments of :func:`align_face`."""
-        return dict(
+        """The arguments of :func:`align_face` that are set."""
+        settings = dict(
             size=self.size,
             margin=self.margin,
             interpolation=self.interpolation)
+        if self.template is not None:
+            settings['template'] = [[float(x), float(y)]
+                                    for x, y in self.template]
+        return settings
 
     def transform(self, results: dict) -> dict:
         """Align the face of ``results['img']``.

@@ -1,6 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 from mmpretrain.registry import DATASETS
 
+from .ferplus import FACES
 from .folder import ClassFolders
 
 
@@ -31,7 +32,12 @@ class FER2013(ClassFolders):
 
     METAINFO = {
         'classes': ('anger', 'disgust', 'fear', 'happiness', 'sadness',
-                    'surprise', 'neutral')
+                    'surprise', 'neutral'),
+        'dataset_name':
+        'FER2013',
+        'licence':
+        'its pictures have no open licence: research',
+        **FACES
     }
     OFFICIAL_COUNTS = {'train': 28709, 'val': 3589, 'test': (3589, 7178)}
     CLASS_COUNTS = {

@@ -35,7 +35,11 @@ class RAFDB(FERDataset):
 
     METAINFO = {
         'classes': ('surprise', 'fear', 'disgust', 'happiness', 'sadness',
-                    'anger', 'neutral')
+                    'anger', 'neutral'),
+        'dataset_name':
+        'RAF-DB',
+        'licence':
+        'non-commercial research'
     }
     OFFICIAL_COUNTS = {'train': 12271, 'test': 3068}
     CLASS_COUNTS = {

@@ -31,7 +31,11 @@ class SFEW(ClassFolders):
 
     METAINFO = {
         'classes': ('anger', 'disgust', 'fear', 'happiness', 'neutral',
-                    'sadness', 'surprise')
+                    'sadness', 'surprise'),
+        'dataset_name':
+        'SFEW 2.0',
+        'licence':
+        'non-commercial research'
     }
     OFFICIAL_COUNTS = {'train': 958, 'val': 436, 'test': 372}
 

@@ -782,7 +782,11 @@ class SynthFace(FERDataset):
         **kwargs: See :class:`FERDataset`, also for the errors.
     """
 
-    METAINFO = {'classes': tuple(PROTOTYPES)}
+    METAINFO = {
+        'classes': tuple(PROTOTYPES),
+        'dataset_name': 'synthface, drawn faces',
+        'licence': 'none needed'
+    }
     OFFICIAL_COUNTS = {'train': None, 'val': None, 'test': None}
     # Other pictures for the same arguments need another number.
     VERSION = 1

@@ -12,12 +12,14 @@ from mmpretrain.registry import MODELS
 from dan_mm.checkpoint import CheckpointLoadError, weights_only
 from dan_mm.datasets import RAFDB, SFEW, AffectNet, FERPlus
 
-CLASSES = dict(
-    affectnet7=AffectNet.METAINFO['classes'][:7],
-    affectnet8=AffectNet.METAINFO['classes'],
-    ferplus=FERPlus.METAINFO['classes'],
-    rafdb=RAFDB.METAINFO['classes'],
-    sfew=SFEW.METAINFO['classes'])
+METAINFO = dict(
+    affectnet7={
+        **AffectNet.METAINFO, 'classes': AffectNet.METAINFO['classes'][:7]
+    },
+    affectnet8=AffectNet.METAINFO,
+    ferplus=FERPlus.METAINFO,
+    rafdb=RAFDB.METAINFO,
+    sfew=SFEW.METAINFO)
 
 CENTERS = 'head.loss_affinity.centers'
 
@@ -140,7 +142,7 @@ def main(argv: Optional[Iterable[str]] = None) -> None:
     parser.add_argument('dst', help='the file to write')
     parser.add_argument(
         '--dataset',
-        choices=sorted(CLASSES),
+        choices=sorted(METAINFO),
         help='what the checkpoint was trained on: puts the names of the '
         'classes into the new checkpoint')
     args = parser.parse_args(argv)
@@ -155,14 +157,16 @@ def main(argv: Optional[Iterable[str]] = None) -> None:
     state_dict = convert(checkpoint, args.src)
     meta = {}
     if args.dataset:
-        classes = CLASSES[args.dataset]
+        classes = METAINFO[args.dataset]['classes']
         found = len(state_dict['head.fc.bias']
                     ) if 'head.fc.bias' in state_dict else 'no'
         if found != len(classes):
             raise SystemExit(f'{args.src} has {found} classes, '
                              f'{args.dataset} has {len(classes)}. Use another '
                              '--dataset, or none.')
-        meta['dataset_meta'] = dict(classes=classes)
+        meta['dataset_meta'] = METAINFO[args.dataset]
+        # Inference builds the config of this name.
+        meta['experiment_name'] = f'dan_{args.dataset}'
 
     os.makedirs(osp.dirname(osp.abspath(args.dst)), exist_ok=True)
     # The new file is whole or not there.
