@@ -5,10 +5,35 @@ from typing import List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
+from mmengine.device import get_device
 
 from .model_index import find_configs
 
 CONFIG = 'retinaface/retinaface_mobilenet0.25_widerface.py'
+
+
+def choose_device(device: Optional[str] = None) -> str:
+    """Check a device, or choose one.
+
+    Args:
+        device (str, optional): Such as ``'cpu'`` or ``'cuda:0'``. Defaults to
+            None, the first GPU, or the CPU.
+
+    Returns:
+        str: The device.
+
+    Raises:
+        ValueError: If there is none such.
+    """
+    if device is None:
+        return get_device()
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).split('\n')[0]
+        raise ValueError(f"Got the device '{device}' ({reason}), expected one "
+                         f"that is here, such as '{get_device()}'.") from error
+    return device
 
 
 class Face(NamedTuple):
@@ -45,7 +70,8 @@ class FaceDetector:
     Raises:
         ImportError: If mmdet or the compiled ops of mmcv are missing.
         OSError: If the weights can't be read or downloaded.
-        ValueError: If there is a config without weights, or the reverse.
+        ValueError: If there is a config without weights, or the reverse, or
+            no such device.
     """
 
     def __init__(self,
@@ -60,7 +86,6 @@ class FaceDetector:
         from mmcv.transforms import Compose
         from mmdet.apis import init_detector
         from mmdet.utils import get_test_pipeline_cfg
-        from mmengine.device import get_device
         from mmengine.registry import DefaultScope
         if (config is None) != (checkpoint is None):
             raise ValueError(
@@ -73,7 +98,7 @@ class FaceDetector:
         # the caller builds next.
         with DefaultScope.overwrite_default_scope('mmdet'):
             model = init_detector(
-                config, checkpoint, device=device or get_device())
+                config, checkpoint, device=choose_device(device))
             load, *rest = get_test_pipeline_cfg(model.cfg)
             load.type = 'mmdet.LoadImageFromNDArray'
             prepare = dict(type='mmdet.PrepareFaceImage', max_side=max_side)

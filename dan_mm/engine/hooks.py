@@ -119,7 +119,7 @@ class CheckpointFitHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        problems = self._compare(model, checkpoint)
+        problems = self.compare(model, checkpoint)
         if problems:
             more = f' and {len(problems) - 3} more' if problems[3:] else ''
             raise ValueError(
@@ -177,8 +177,17 @@ class CheckpointFitHook(Hook):
                 f'{len(head)} weights and statistics ('
                 f'{", ".join(key.split("head.", 1)[1] for key in head)}).')
 
-    def _compare(self, model: nn.Module, checkpoint: dict) -> List[str]:
-        """List what of the checkpoint does not fit the model."""
+    def compare(self, model: nn.Module, checkpoint: dict) -> List[str]:
+        """Load the weights of a checkpoint, or list what does not fit.
+
+        Args:
+            model (nn.Module): The model, which gets the weights that fit.
+            checkpoint (dict): The loaded checkpoint.
+
+        Returns:
+            list[str]: What is missing, left over, or of another shape; empty
+            if all fits.
+        """
         if isinstance(checkpoint, dict) and 'model_state_dict' in checkpoint:
             return [
                 'it is one of the original code, to be converted with '

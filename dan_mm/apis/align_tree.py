@@ -1,0 +1,324 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Find the faces of a tree of pictures, and write the same tree of aligned
+crops."""
+import argparse
+import csv
+import io
+import json
+import os
+import os.path as osp
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import cv2
+import numpy as np
+from rich.progress import track
+
+from dan_mm.datasets import LoadCheckedImage
+from dan_mm.datasets.alignment import ALIGNMENT, LANDMARKS, REPORT, AlignFace
+from dan_mm.datasets.conversion import check_apart
+from dan_mm.datasets.folder import list_pictures
+from .annotate import write_whole
+from .faces import Face, FaceDetector
+
+HEADER = [
+    'path', 'status', 'crop', 'score', 'left', 'top', 'right', 'bottom',
+    *(f'{name.replace(" ", "_")}_{axis}' for name in LANDMARKS
+      for axis in 'xy'), 'detail'
+]
+# What happened to a picture
+ALIGNED, NO_FACE, BROKEN = 'aligned', 'no face', 'broken'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a command line."""
+    parser.add_argument(
+        'src', help='the folder of pictures; nothing in it is changed')
+    parser.add_argument('dst', help='the folder to write')
+    parser.add_argument(
+        '--faces',
+        choices=['largest', 'central', 'confident', 'all'],
+        default='largest',
+        help='which faces of a picture to write (default: %(default)s)')
+    parser.add_argument(
+        '--size',
+        type=int,
+        default=224,
+        help='the side of a crop in pixels (default: %(default)s)')
+    parser.add_argument(
+        '--margin',
+        type=float,
+        default=0.1,
+        help='what to add around the face on each side, as a share of the '
+        'crop (default: %(default)s)')
+    parser.add_argument(
+        '--interpolation',
+        choices=['nearest', 'bilinear', 'bicubic', 'lanczos'],
+        default='bilinear',
+        help='(default: %(default)s)')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.5,
+        help='the score from which on a face counts (default: %(default)s)')
+    parser.add_argument('--config', help='the config of another detector')
+    parser.add_argument('--checkpoint', help='the weights of the detector')
+    parser.add_argument('--device', help='(default: a GPU, or the CPU)')
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        default=8,
+        help='pictures under way at once (default: %(default)s)')
+    parser.add_argument(
+        '--workers',
+        type=int,
+        default=os.cpu_count(),
+        help='threads that load pictures (default: %(default)s)')
+
+
+class Picture:
+    """A picture of the tree.
+
+    Args:
+        root (str): The tree.
+        path (str): The path of the picture in it.
+    """
+
+    def __init__(self, root: str, path: str) -> None:
+        self.root = root
+        self.path = path
+
+    def load(self) -> Union[np.ndarray, str]:
+        """Load it, or say what is wrong with it."""
+        try:
+            return LoadCheckedImage()(
+                dict(img_path=osp.join(self.root, self.path)))['img']
+        except (OSError, ValueError) as error:
+            return str(error)
+
+    def crop_path(self, number: int, several: bool) -> str:
+        """Get the path of the crop of a face in the new tree."""
+        stem, extension = osp.splitext(self.path)
+        if extension.lower() not in ('.png', '.jpg', '.jpeg'):
+            stem, extension = self.path, '.png'
+        return f'{stem}-face{number}{extension}' if several else (stem +
+                                                                  extension)
+
+
+def choose(faces: List[Face], shape: Tuple[int, int], rule: str) -> List[Face]:
+    """Choose the faces of a picture to write.
+
+    Args:
+        faces (list[Face]): The faces, the most certain first.
+        shape (tuple[int, int]): The height and width of the picture.
+        rule (str): 'largest', 'central', 'confident' or 'all'.
+
+    Returns:
+        list[Face]: One face, or all.
+    """
+    if rule == 'all' or not faces:
+        return faces
+    centre = np.array(shape[::-1]) / 2
+    keys = dict(
+        largest=lambda face: np.prod(face.bbox[2:] - face.bbox[:2]),
+        central=lambda face: -np.hypot(*(
+            (face.bbox[:2] + face.bbox[2:]) / 2 - centre)),
+        confident=lambda face: face.score)
+    return [max(faces, key=keys[rule])]
+
+
+def read_report(dst: str) -> Dict[str, List[dict]]:
+    """Read the rows of pictures that are done, and need not be done again."""
+    path = osp.join(dst, REPORT)
+    rows: Dict[str, List[dict]] = {}
+    if osp.isfile(path):
+        with open(
+                path, newline='', encoding='utf-8',
+                errors='surrogateescape') as file:
+            for row in csv.DictReader(file):
+                # The last line of a killed run may be a part of one.
+                if None not in row.values() and row['status'] != BROKEN:
+                    rows.setdefault(row['path'], []).append(row)
+        # Or a part of the rows of a picture.
+        rows.pop(next(reversed(rows), None), None)
+    return {
+        path: found
+        for path, found in rows.items() if all(
+            row['status'] == NO_FACE or osp.isfile(osp.join(dst, row['crop']))
+            for row in found)
+    }
+
+
+def check_settings(dst: str, settings: dict) -> None:
+    """Note the settings in the new tree, or compare them with its own."""
+    path = osp.join(dst, ALIGNMENT)
+    if osp.isfile(path):
+        with open(path, encoding='utf-8') as file:
+            found = json.load(file)
+        if found != settings:
+            raise ValueError(
+                f'{path} says that {dst} was made with {found}, this run has '
+                f'{settings}, expected the same. Give the same options, or '
+                'another folder.')
+        return
+    write_whole(path, json.dumps(settings).encode())
+
+
+def load_ahead(pictures: List[Picture], pool: ThreadPoolExecutor,
+               size: int) -> Iterator[List[Tuple[Picture, Future]]]:
+    """Load batches, one ahead."""
+    remaining = iter(pictures)
+
+    def load() -> List[Tuple[Picture, Future]]:
+        return [(picture, pool.submit(picture.load))
+                for picture in islice(remaining, size)]
+
+    batch = load()
+    while batch:
+        following = load()
+        yield batch
+        batch = following
+
+
+def align_batch(batch: List[Tuple[Picture, Future]], detector: FaceDetector,
+                align: AlignFace, dst: str, rule: str) -> List[list]:
+    """Write the crops of a batch.
+
+    Returns:
+        list[list]: The rows of the report.
+    """
+    rows, whole = [], []
+    for picture, future in batch:
+        img = future.result()
+        if isinstance(img, str):
+            rows.append([picture.path, BROKEN, *[''] * 16, img])
+        else:
+            whole.append((picture, img))
+    found = detector([img for _, img in whole])
+    for (picture, img), faces in zip(whole, found):
+        chosen = choose(faces, img.shape[:2], rule)
+        if not chosen:
+            rows.append([picture.path, NO_FACE, *[''] * 17])
+        # All crops first: a picture with rows is done.
+        crops = []
+        for number, face in enumerate(chosen, 1):
+            path = picture.crop_path(number, rule == 'all')
+            crop = align(dict(img=img, keypoints=face.keypoints))['img']
+            content = cv2.imencode(
+                osp.splitext(path)[1], crop, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+            write_whole(osp.join(dst, path), content.tobytes())
+            crops.append(path)
+        for path, face in zip(crops, chosen):
+            numbers = [*face.bbox, *face.keypoints.ravel()]
+            rows.append([
+                picture.path, ALIGNED, path, f'{face.score:.4f}',
+                *(f'{number:.2f}' for number in numbers), ''
+            ])
+    return rows
+
+
+def run(args: argparse.Namespace) -> int:
+    """Align a tree of pictures.
+
+    Returns:
+        int: The exit status, 1 if a picture is broken.
+    """
+    if not osp.isdir(args.src):
+        raise FileNotFoundError(
+            f'Found no folder {osp.abspath(args.src)}, expected one of '
+            'pictures. Check the path.')
+    for option in 'batch_size', 'workers':
+        if getattr(args, option) < 1:
+            raise ValueError(
+                f'--{option.replace("_", "-")} got {getattr(args, option)}, '
+                'expected at least 1.')
+    check_apart(args.src, args.dst)
+    files, others = list_pictures(args.src)
+    if not files:
+        raise ValueError(
+            f'{osp.abspath(args.src)} has no picture by its extension, '
+            'expected some. Check the path.')
+    align = AlignFace(args.size, args.margin, args.interpolation)
+    check_settings(args.dst, align.settings)
+    done = read_report(args.dst)
+    report = osp.join(args.dst, REPORT)
+    kept = io.StringIO()
+    writer = csv.DictWriter(kept, HEADER)
+    writer.writeheader()
+    writer.writerows(row for rows in done.values() for row in rows)
+    write_whole(report, kept.getvalue().encode('utf-8', 'surrogateescape'))
+
+    pictures = [
+        Picture(args.src, path)
+        for path in (osp.relpath(file, args.src) for file in files)
+        if path not in done
+    ]
+    if done:
+        print(f'{len(files) - len(pictures)} of {len(files)} pictures are '
+              'done already.')
+    if pictures:
+        detector = build_detector(args)
+        with ThreadPoolExecutor(args.workers) as pool, open(
+                report,
+                'a',
+                newline='',
+                encoding='utf-8',
+                errors='surrogateescape') as file:
+            writer = csv.writer(file)
+            batches = load_ahead(pictures, pool, args.batch_size)
+            for batch in track(
+                    batches,
+                    'Aligning',
+                    total=-(-len(pictures) // args.batch_size)):
+                writer.writerows(
+                    align_batch(batch, detector, align, args.dst, args.faces))
+                file.flush()
+    return summarize(report, others)
+
+
+def build_detector(args: argparse.Namespace) -> FaceDetector:
+    """Build the detector that the options name."""
+    return FaceDetector(
+        args.config,
+        args.checkpoint,
+        device=args.device,
+        score_thr=args.score_thr)
+
+
+def summarize(report: str, others: List[str]) -> int:
+    """Print what happened to the pictures.
+
+    Returns:
+        int: The exit status.
+    """
+    with open(
+            report, newline='', encoding='utf-8',
+            errors='surrogateescape') as file:
+        rows = list(csv.DictReader(file))
+    status = {row['path']: row['status'] for row in rows}
+    counts = Counter(status.values())
+    crops = sum(row['status'] == ALIGNED for row in rows)
+    print(f'{counts[ALIGNED]} pictures aligned ({crops} faces), '
+          f'{counts[NO_FACE]} without a face, {counts[BROKEN]} broken. All '
+          f'are in {report}.')
+    for name in NO_FACE, BROKEN:
+        paths = [repr(path) for path in status if status[path] == name]
+        more = f' and {len(paths) - 10} more' if paths[10:] else ''
+        if paths:
+            print(f'  {name}: {", ".join(paths[:10])}{more}')
+    if others:
+        print(f'  {len(others)} files are no pictures by their extension, '
+              f'the first is {others[0]!r}')
+    return int(counts[BROKEN] > 0)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(argv))
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(str(error))

@@ -1,0 +1,160 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+import os
+import os.path as osp
+from typing import Dict, Optional, Sequence, Union
+
+import cv2
+import numpy as np
+
+from .drawing import draw_faces
+from .inferencer import PictureResult
+from .media import Picture, Source
+
+
+class AnnotatedWriter:
+    """Write pictures and videos with the faces drawn into them, in the tree
+    of the inputs. A context manager: files are whole when it ends.
+
+    Args:
+        out (str): The folder to write.
+        inputs (Sequence): What was given: the paths in a folder stay.
+
+    Raises:
+        ValueError: If it is one of the inputs, or in one, or a file would be
+            overwritten.
+    """
+
+    def __init__(self, out: str, inputs: Sequence[Source]) -> None:
+        self.out = out
+        self.roots = [
+            osp.abspath(item) for item in inputs
+            if isinstance(item, str) and osp.isdir(item)
+        ]
+        self.number = 0
+        self.paths: Dict[str, str] = {}  # of the results, by their sources
+        self.video: Optional[cv2.VideoWriter] = None
+        self.source: Optional[str] = None
+        for root in self.roots:
+            if osp.commonpath([osp.realpath(out),
+                               osp.realpath(root)]) == osp.realpath(root):
+                raise ValueError(
+                    f'Got the folder {out} to write to, which is in {root}, '
+                    'expected one elsewhere: what is written there would be '
+                    'read the next time.')
+
+    def __enter__(self) -> 'AnnotatedWriter':
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._close_video()
+
+    def write(self, picture: Picture, result: PictureResult) -> None:
+        """Draw the faces of a picture or frame, and write it.
+
+        Args:
+            picture (Picture): The picture.
+            result (PictureResult): Its faces.
+
+        Raises:
+            OSError: If it can't be written.
+        """
+        if picture.img is None:
+            # Broken frames keep their time.
+            if picture.frame is not None and picture.path == self.source:
+                self._write_frame(picture, self.last)
+            return
+        img = draw_faces(picture.img, result.faces)
+        if picture.frame is None:
+            self._close_video()
+            path = self._path(picture.path, None)
+            write_whole(path, cv2.imencode(osp.splitext(path)[1], img)[1])
+        else:
+            self._write_frame(picture, img)
+
+    def _path(self, source: Optional[str], extension: Optional[str]) -> str:
+        """Choose the path of a result, another one for each source."""
+        if source is None:
+            self.number += 1
+            source = f'picture{self.number}.png'
+        relative = osp.basename(source)
+        for root in self.roots:
+            if osp.abspath(source).startswith(osp.join(root, '')):
+                relative = osp.relpath(source, root)
+        stem, own = osp.splitext(relative)
+        if extension is None:
+            extension = own if own.lower() in ('.jpg', '.jpeg',
+                                               '.png') else '.png'
+        path = osp.join(self.out, stem + extension)
+        if osp.realpath(path) == osp.realpath(source):
+            raise ValueError(
+                f'Got the folder {self.out} to write to, where {source} would '
+                'be overwritten, expected another folder.')
+        taken = set(self.paths.values())
+        number = 1
+        while path in taken:
+            number += 1
+            path = osp.join(self.out, f'{stem}-{number}{extension}')
+        self.paths[source] = path
+        os.makedirs(osp.dirname(path), exist_ok=True)
+        return path
+
+    def _write_frame(self, picture: Picture, img: np.ndarray) -> None:
+        if self.video is None or picture.path != self.source:
+            self._close_video()
+            self.source, self.size = picture.path, img.shape[1::-1]
+            self.target = self._path(picture.path, '.mp4')
+            rate = 25.
+            if osp.isfile(str(picture.path)):
+                video = cv2.VideoCapture(picture.path)
+                rate = video.get(cv2.CAP_PROP_FPS)
+                video.release()
+            rate = rate if 1 <= rate <= 240 else 25.
+            stem, extension = osp.splitext(self.target)
+            self.partial = f'{stem}.partial{extension}'
+            self.video = cv2.VideoWriter(self.partial,
+                                         cv2.VideoWriter_fourcc(*'mp4v'), rate,
+                                         self.size)
+            if not self.video.isOpened():
+                raise OSError(f'Can not write the video {self.target}. Check '
+                              'the folder, its permissions and the space on '
+                              'the disk.')
+        if img.shape[1::-1] != self.size:
+            img = cv2.resize(img, self.size)
+        self.video.write(img)
+        self.last = img
+
+    def _close_video(self) -> None:
+        if self.video is not None:
+            self.video.release()
+            self.video = self.source = None
+            check = cv2.VideoCapture(self.partial)
+            whole = check.isOpened() and check.read()[0]
+            check.release()
+            if not whole:
+                raise OSError(
+                    f'The video {self.target} could not be written whole. '
+                    'Check the space on the disk.')
+            os.replace(self.partial, self.target)
+
+
+def write_whole(path: str, content: Union[bytes, np.ndarray]) -> None:
+    """Write a file that is whole or not there.
+
+    Args:
+        path (str): Its path; its folder is made.
+        content (bytes | ndarray): What is in it.
+
+    Raises:
+        OSError: If it can't be written, such as on a full disk.
+    """
+    os.makedirs(osp.dirname(path) or '.', exist_ok=True)
+    # The names of files have a limit of their own.
+    partial = osp.join(osp.dirname(path), f'.{os.getpid()}.partial')
+    try:
+        with open(partial, 'wb') as file:
+            file.write(content)
+        os.replace(partial, path)
+    except OSError:
+        if osp.exists(partial):
+            os.remove(partial)
+        raise

@@ -1,0 +1,425 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+import warnings
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import cv2
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from mmengine.registry import DefaultScope
+from mmpretrain.apis import ImageClassificationInferencer, get_model
+
+from dan_mm.datasets import AlignFace
+from dan_mm.engine import CheckpointFitHook
+from dan_mm.models import MAN
+from .faces import Face, FaceDetector, choose_device
+from .find_model import find_model
+from .media import Picture, Source, expand, read
+from .tracking import FaceTracker
+
+# Pictures are taken together until they have that many pixels.
+MAX_PIXELS = 2**25
+# What tools/dataset_converters/align_faces.py writes, if nothing else is known
+ALIGNMENT = dict(size=224, margin=0.1)
+# What has been said in this process
+_said = set()
+
+
+@dataclass
+class FaceResult:
+    """The expression of a face.
+
+    Args:
+        scores (dict[str, float]): The probability of each class by its name.
+        bbox (ndarray, optional): Left, top, right and bottom in pixels of the
+            picture, float32 of shape ``(4, )``. None for an aligned crop.
+        score (float, optional): How sure the detector is, in [0, 1].
+        keypoints (ndarray, optional): Left eye, right eye, nose tip, left and
+            right corner of the mouth as seen in the picture, in pixels,
+            float32 of shape ``(5, 2)``.
+        track (int, optional): The number of the face in its video, with
+            smoothing.
+        embedding (ndarray, optional): The features before the classifier, on
+            request, float32 of shape ``(C, )``.
+        attention_maps (ndarray, optional): What each head of DAN looks at in
+            ``crop``, on request, float32 of shape ``(K, H, W)``.
+        crop (ndarray, optional): The aligned face, with ``attention_maps``:
+            BGR, uint8 of shape ``(height, width, 3)``.
+    """
+    scores: Dict[str, float]
+    bbox: Optional[np.ndarray] = None
+    score: Optional[float] = None
+    keypoints: Optional[np.ndarray] = None
+    track: Optional[int] = None
+    embedding: Optional[np.ndarray] = None
+    attention_maps: Optional[np.ndarray] = None
+    crop: Optional[np.ndarray] = None
+
+    @property
+    def expression(self) -> str:
+        """The class with the highest probability."""
+        return max(self.scores, key=self.scores.get)
+
+    def to_dict(self) -> dict:
+        """Make plain data of it, for JSON, without the crop."""
+        plain = {
+            key: value.tolist() if isinstance(value, np.ndarray) else value
+            for key, value in vars(self).items()
+            if value is not None and key != 'crop'
+        }
+        return dict(expression=self.expression, **plain)
+
+
+@dataclass
+class PictureResult:
+    """The expressions of the faces of a picture, or of a frame of a video.
+
+    Args:
+        path (str, optional): The file or the camera. None for an array.
+        frame (int, optional): In a video, the number of the frame, from 0.
+        time (float, optional): In a video, its time in seconds.
+        faces (list[FaceResult]): The faces, those that the detector is most
+            certain of first.
+        error (str, optional): Why the picture could not be read.
+    """
+    path: Optional[str] = None
+    frame: Optional[int] = None
+    time: Optional[float] = None
+    faces: List[FaceResult] = field(default_factory=list)
+    error: Optional[str] = None
+
+    def to_dict(self) -> dict:
+        """Make plain data of it, for JSON."""
+        plain = {
+            key: getattr(self, key)
+            for key in ('path', 'frame', 'time', 'error')
+            if getattr(self, key) is not None
+        }
+        return dict(**plain, faces=[face.to_dict() for face in self.faces])
+
+
+class FERInferencer:
+    """Find the faces of pictures, videos and cameras, and tell their
+    expressions.
+
+    Faces are found by RetinaFace, aligned as the pictures were that the model
+    was trained on, and classified, those of several pictures together.
+
+    Args:
+        model (str | PathLike, optional): The path of a checkpoint or of a work
+            folder of ``tools/train.py``, or a name of the model index. None
+            raises an error that says what there is. Defaults to None.
+        config (str | PathLike, optional): The config of the model, which is
+            code and runs. Defaults to None, the one beside the checkpoint, or
+            of this project: see :func:`find_model`.
+        detector (FaceDetector, optional): Another detector of faces. Defaults
+            to None, RetinaFace with MobileNetV1 x0.25, which is built when it
+            is needed first.
+        device (str, optional): Such as ``'cuda:0'``. Defaults to None, the
+            first GPU, or the CPU.
+        batch_size (int): How many pictures or frames, and how many times four
+            faces, are taken at once. Defaults to 8.
+
+    Attributes:
+        classes (tuple[str]): The names of the classes.
+        alignment (dict): How faces are aligned: see
+            :class:`dan_mm.datasets.AlignFace`.
+        about (str): What the model was trained on, and its licence.
+
+    Raises:
+        FileNotFoundError: If the model or its config is not there.
+        ValueError: If no model is given, its config can't be told, or its
+            weights or classes do not fit it.
+        OSError: If the weights can't be read or downloaded.
+
+    Examples:
+        >>> from dan_mm.apis import FERInferencer
+        >>> inferencer = FERInferencer('work_dirs/dan_ferplus')
+        >>> for face in inferencer('photograph.jpg')[0].faces:
+        ...     print(face.expression, face.scores)
+    """
+
+    def __init__(self,
+                 model: Union[str, PathLike, None] = None,
+                 config: Union[str, PathLike, None] = None,
+                 detector: Optional[FaceDetector] = None,
+                 device: Optional[str] = None,
+                 batch_size: int = 8) -> None:
+        if batch_size < 1:
+            raise ValueError(f'Got batch_size={batch_size}, expected at '
+                             'least 1.')
+        found = find_model(model, config)
+        self.device = choose_device(device)
+        self.batch_size = batch_size
+        self.detector = detector
+        self.classes = self._find_classes(found.metainfo, found.checkpoint,
+                                          found.path)
+        self._classifier = self._build(found.cfg, found.checkpoint, found.path)
+        self._gray = found.metainfo.get('color_type') == 'grayscale'
+        self._align, known = self._find_alignment(found.metainfo, found.path)
+        self.alignment = self._align.settings
+        self._name = str(found.metainfo.get('dataset_name') or '')
+        licence = found.metainfo.get('licence')
+        self.about = (
+            f'This model was trained on {self._name}; licence of the data: '
+            f'{licence}.' if self._name else
+            'This model was trained on data that its checkpoint does not '
+            'name; ask its author for their licence.')
+        self._say(self.about)
+        if not known:
+            self._say('The checkpoint does not say how its faces were '
+                      f'aligned: {ALIGNMENT} is taken.')
+
+    @staticmethod
+    def _say(text: str) -> None:
+        if text not in _said:
+            _said.add(text)
+            print_log(text, logger='current')
+
+    @staticmethod
+    def _find_classes(metainfo: dict, checkpoint: dict,
+                      path: str) -> Tuple[str, ...]:
+        classes = tuple(map(str, metainfo.get('classes') or ()))
+        weights = checkpoint['state_dict']
+        last = [
+            len(value) for key, value in weights.items()
+            if str(key).startswith('head.') and str(key).endswith('fc.bias')
+        ]
+        if not classes or last and last[-1] != len(classes):
+            found = f'{last[-1]} classes' if last else 'no classifier'
+            raise ValueError(
+                f'The checkpoint {path} has {found}, and the names '
+                f'{classes or "of none"}, expected a name for each. Convert '
+                'an original checkpoint with `--dataset`, or give the '
+                '`config` that the model was trained with.')
+        if len(set(classes)) < len(classes):
+            raise ValueError(f'The checkpoint {path} has the classes '
+                             f'{classes}, expected different names.')
+        return classes
+
+    def _build(self, cfg, checkpoint: dict,
+               path: str) -> ImageClassificationInferencer:
+        cfg = cfg.copy()
+        # The weights are all in the checkpoint.
+        cfg.model.backbone.init_cfg = None
+        if 'num_classes' in cfg.model.head:
+            cfg.model.head.num_classes = len(self.classes)
+        pipeline = cfg.test_dataloader.dataset
+        while 'pipeline' not in pipeline:  # one of MMEngine's wrappers
+            pipeline = pipeline.dataset
+        cfg.test_dataloader.dataset.pipeline = [
+            step for step in pipeline.pipeline
+            if step.type not in ('LoadImageFromFile', 'LoadCheckedImage',
+                                 'AlignFace')
+        ]
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            built = get_model(cfg)
+            problems = CheckpointFitHook().compare(built, checkpoint)
+            if problems:
+                more = f' and {len(problems) - 3} more' if problems[3:] else ''
+                raise ValueError(
+                    f'The checkpoint {path} does not fit its config: '
+                    f'{"; ".join(problems[:3])}{more}. Give the `config` that '
+                    'the model was trained with.')
+            return ImageClassificationInferencer(
+                built, device=self.device, classes=self.classes)
+
+    @staticmethod
+    def _find_alignment(metainfo: dict, path: str) -> Tuple[AlignFace, bool]:
+        known = metainfo.get('alignment')
+        try:
+            align = AlignFace(**(known or ALIGNMENT))
+            if np.max(align.size) > 4096:
+                raise ValueError(f'crops of {align.size} pixels')
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f'The checkpoint {path} has the alignment {known} ({error}), '
+                'expected arguments of AlignFace.') from error
+        return align, bool(known)
+
+    def __call__(self,
+                 inputs: Union[Source, Sequence[Source]],
+                 aligned: bool = False,
+                 embeddings: bool = False,
+                 attention_maps: bool = False,
+                 smoothing: Optional[float] = None) -> List[PictureResult]:
+        """Tell the expressions of all faces.
+
+        Args:
+            inputs (str | PathLike | ndarray | Sequence): A picture as an array
+                (BGR, uint8 of shape ``(H, W, 3)``), the path of a picture or a
+                video, a folder with all its folders, or a list of these.
+            aligned (bool): Whether the pictures are aligned crops of one face,
+                which need no detector. Defaults to False.
+            embeddings (bool): Whether to add the features before the
+                classifier. Defaults to False.
+            attention_maps (bool): Whether to add what each head of DAN looks
+                at, and the aligned crops. Defaults to False.
+            smoothing (float, optional): In a video, follow faces and average
+                their scores over time: the weight of the past in [0, 1), such
+                as 0.8. Defaults to None, each frame for itself.
+
+        Returns:
+            list[PictureResult]: One for each picture or frame, in order. What
+            could not be read has an ``error``.
+
+        Raises:
+            FileNotFoundError: If a single input is not there.
+            ImportError: If mmdet or mmcv's ops are needed and missing.
+            TypeError: If an input is something else.
+            ValueError: If a folder has no pictures, or a camera is given,
+                which has no end.
+        """
+        sources = expand(inputs)
+        if any(isinstance(source, int) for source in sources):
+            raise ValueError(
+                f'Got the camera {inputs}, which has no end, expected files. '
+                'Take one frame after the other: '
+                '`for result in inferencer.stream(0)`.')
+        return list(
+            self.stream(sources, aligned, embeddings, attention_maps,
+                        smoothing))
+
+    def stream(self,
+               inputs: Union[Source, Sequence[Source]],
+               aligned: bool = False,
+               embeddings: bool = False,
+               attention_maps: bool = False,
+               smoothing: Optional[float] = None) -> Iterator[PictureResult]:
+        """Tell expressions while pictures come: of a video of any length, or
+        a camera, given by its number.
+
+        Args and errors are those of :meth:`__call__`.
+
+        Yields:
+            PictureResult: One for each picture or frame, in order.
+        """
+        for _, result in self.stream_pictures(inputs, aligned, embeddings,
+                                              attention_maps, smoothing):
+            yield result
+
+    def stream_pictures(
+        self,
+        inputs: Union[Source, Sequence[Source]],
+        aligned: bool = False,
+        embeddings: bool = False,
+        attention_maps: bool = False,
+        smoothing: Optional[float] = None
+    ) -> Iterator[Tuple[Picture, PictureResult]]:
+        """The same as :meth:`stream`, with the pictures.
+
+        Yields:
+            tuple[Picture, PictureResult]: The picture, and its faces.
+        """
+        if self._name.startswith('synthface'):
+            text = ('This model was trained on drawn faces: what it says '
+                    'about photographs means nothing. Train one on '
+                    'photographs.')
+            if text not in _said:
+                _said.add(text)
+                warnings.warn(text)
+        if smoothing is not None:
+            FaceTracker(smoothing)  # refuses a value out of range
+        sources = expand(inputs)
+        tracker, video = None, None
+        for batch in self._batches(read(sources), sources):
+            results = self._predict(batch, aligned, embeddings, attention_maps)
+            for picture, result in zip(batch, results):
+                if smoothing is not None and picture.frame is not None:
+                    if picture.path != video or picture.frame == 0:
+                        tracker, video = FaceTracker(smoothing), picture.path
+                    self._smooth(tracker, result)
+                yield picture, result
+
+    def _batches(self, pictures: Iterator[Picture],
+                 sources: list) -> Iterator[List[Picture]]:
+        # A camera must not wait for frames to come.
+        camera = any(isinstance(source, int) for source in sources)
+        batch, pixels = [], 0
+        for picture in pictures:
+            batch.append(picture)
+            pixels += 0 if picture.img is None else picture.img[..., 0].size
+            if camera or len(batch) == self.batch_size or pixels > MAX_PIXELS:
+                yield batch
+                batch, pixels = [], 0
+        if batch:
+            yield batch
+
+    def _predict(self, batch: List[Picture], aligned: bool, embeddings: bool,
+                 attention_maps: bool) -> List[PictureResult]:
+        results = [
+            PictureResult(picture.path, picture.frame, picture.time, [],
+                          picture.error) for picture in batch
+        ]
+        whole = [(picture.img, result)
+                 for picture, result in zip(batch, results)
+                 if picture.img is not None]
+        if aligned:
+            found = [[None]] * len(whole)
+        else:
+            if self.detector is None:
+                self.detector = FaceDetector(device=self.device)
+            found = self.detector([img for img, _ in whole])
+        faces = [(img, face, result)
+                 for (img, result), several in zip(whole, found)
+                 for face in several]
+        step = 4 * self.batch_size
+        for start in range(0, len(faces), step):
+            part = faces[start:start + step]
+            crops = [self._crop(img, face) for img, face, _ in part]
+            classified = self._classify(crops, embeddings, attention_maps)
+            for (_, face, result), one in zip(part, classified):
+                if face is not None:
+                    one = replace(one, **face._asdict())
+                result.faces.append(one)
+        return results
+
+    def _crop(self, img: np.ndarray, face: Optional[Face]) -> np.ndarray:
+        if face is not None:
+            img = self._align(
+                dict(img=img, keypoints=face.keypoints, bbox=face.bbox))['img']
+        if self._gray:
+            img = cv2.cvtColor(
+                cv2.cvtColor(img, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+        return img
+
+    @torch.inference_mode()
+    def _classify(self, crops: List[np.ndarray], embeddings: bool,
+                  attention_maps: bool) -> List[FaceResult]:
+        model = self._classifier.model
+        results = []
+        for data in self._classifier.preprocess(crops, len(crops)):
+            data = model.data_preprocessor(data)
+            stage = model.backbone(data['inputs'])
+            feats = model.neck(stage) if model.with_neck else stage
+            samples = model.head.predict(feats, data['data_samples'])
+            vectors = maps = [None] * len(crops)
+            if embeddings:
+                vectors = model.head.pre_logits(feats).float().cpu().numpy()
+            if attention_maps and isinstance(model.neck, MAN):
+                maps = model.neck.attention_maps(stage).float().cpu().numpy()
+            for crop, sample, vector, one in zip(crops, samples, vectors,
+                                                 maps):
+                scores = dict(
+                    zip(self.classes,
+                        sample.pred_score.float().tolist()))
+                results.append(
+                    FaceResult(
+                        scores,
+                        embedding=vector,
+                        attention_maps=one,
+                        crop=crop if attention_maps else None))
+        return results
+
+    def _smooth(self, tracker: FaceTracker, result: PictureResult) -> None:
+        scores = [
+            np.array(list(face.scores.values()), np.float32)
+            for face in result.faces
+        ]
+        numbers = tracker.update([face.bbox for face in result.faces], scores)
+        for face, number in zip(result.faces, numbers):
+            face.track = number
+            smoothed = tracker.tracks[number].scores.tolist()
+            face.scores = dict(zip(self.classes, smoothed))

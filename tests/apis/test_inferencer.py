@@ -1,0 +1,347 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Expressions of faces, with a narrow DAN of random weights and a detector
+that finds what it is told; tests/detection has the real ones."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tracemalloc
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, draw_face
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+
+from dan_mm.apis import FERInferencer, draw_faces, inferencer
+from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.datasets import FERPlus, align_face
+
+CLASSES = FERPlus.METAINFO['classes']
+
+
+@pytest.fixture
+def fer(work_dir, detector):
+    return FERInferencer(work_dir, detector=detector, device='cpu')
+
+
+def edit(source, target, **meta):
+    """Copy a checkpoint with something else in its meta."""
+    checkpoint = torch.load(source, weights_only=True)
+    checkpoint['meta'].update(meta)
+    torch.save(checkpoint, target)
+    return target
+
+
+def test_faces_of_pictures(fer, picture_of):
+    results = fer([picture_of(number) for number in (2, 0, 1)])
+    assert [len(result.faces) for result in results] == [2, 0, 1]
+    for result in results:
+        assert result.error is result.path is result.frame is None
+        for i, face in enumerate(result.faces):
+            assert tuple(face.scores) == CLASSES == fer.classes
+            assert sum(face.scores.values()) == pytest.approx(1, abs=1e-5)
+            assert face.expression in CLASSES
+            best = max(face.scores.values())
+            assert face.scores[face.expression] == best
+            assert face.bbox.tolist() == [60 * i, 0, 60 * (i + 1), 60]
+            assert face.score == pytest.approx(0.9 - 0.01 * i)
+            assert face.keypoints.shape == (5, 2)
+            assert face.embedding is face.attention_maps is face.crop is None
+
+
+def test_the_scores_are_those_of_the_runner(fer, work_dir, tmp_path):
+    """On aligned crops, in files: through tools/test.py's pipeline."""
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f'{i}.png'), draw_face(i))
+    found = fer(tmp_path, aligned=True)
+    cfg = inferencer.find_model(work_dir).cfg
+    cfg.load_from, cfg.work_dir = str(work_dir / 'epoch_5.pth'), str(tmp_path)
+    runner = Runner.from_cfg(cfg)
+    runner.load_or_resume()
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        from mmcv.transforms import Compose
+        pipeline = Compose(cfg.test_dataloader.dataset.pipeline)
+        samples = [
+            pipeline(dict(img_path=str(tmp_path / f'{i}.png')))
+            for i in range(3)
+        ]
+    data = dict(
+        inputs=torch.stack([sample['inputs'] for sample in samples]),
+        data_samples=[sample['data_samples'] for sample in samples])
+    with torch.no_grad():
+        expected = runner.model.eval().test_step(data)
+    for one, other in zip(found, expected):
+        assert one.faces[0].bbox is None and one.faces[0].score is None
+        assert np.allclose(
+            list(one.faces[0].scores.values()), other.pred_score, atol=1e-5)
+
+
+def test_faces_are_aligned_as_in_training(fer, picture_of):
+    """As FER+ is: its size, its places of the landmarks, and grey."""
+    picture = picture_of(2)
+    picture[5:50, 10:110, 2] //= 2  # some colour
+    [result] = fer(picture, attention_maps=True)
+    for face in result.faces:
+        assert face.crop.shape == (48, 48, 3)
+        expected = align_face(picture, face.keypoints,
+                              **FERPlus.METAINFO['alignment'])
+        expected = cv2.cvtColor(expected, cv2.COLOR_BGR2GRAY)
+        assert (face.crop == expected[..., None]).all()
+        [alone] = fer(face.crop, aligned=True)
+        assert np.allclose(
+            list(alone.faces[0].scores.values()),
+            list(face.scores.values()),
+            atol=1e-5)
+
+
+def test_the_alignment_of_the_checkpoint(work_dir, detector, picture_of,
+                                         tmp_path):
+    folder = shutil.copytree(work_dir, tmp_path / 'work')
+    settings = dict(size=40, margin=0.2, interpolation='bicubic')
+    meta = dict(classes=CLASSES, alignment=settings)
+    edit(folder / 'epoch_5.pth', folder / 'epoch_5.pth', dataset_meta=meta)
+    fer = FERInferencer(folder, detector=detector)
+    assert fer.alignment == settings
+    picture = picture_of(1)
+    [face] = fer(picture, attention_maps=True)[0].faces
+    assert (face.crop == align_face(picture, face.keypoints, **settings)).all()
+    for wrong in (dict(size=40, evil=1), dict(size=10**6), 'nonsense'):
+        meta['alignment'] = wrong
+        edit(folder / 'epoch_5.pth', folder / 'epoch_5.pth', dataset_meta=meta)
+        with pytest.raises(ValueError, match='has the alignment'):
+            FERInferencer(folder)
+
+
+def test_embeddings_and_attention_maps(fer, picture_of):
+    [result] = fer(picture_of(2), embeddings=True, attention_maps=True)
+    for face in result.faces:
+        assert face.embedding.shape == (64, )
+        assert face.attention_maps.shape == (4, 3, 3)
+        weight = fer._classifier.model.head
+        with torch.no_grad():
+            scores = weight.bn(weight.fc(torch.tensor(face.embedding)[None]))
+        assert np.allclose(
+            scores.softmax(1)[0], list(face.scores.values()), atol=1e-5)
+    plain = json.loads(json.dumps(result.to_dict()))
+    assert len(plain['faces'][0]['embedding']) == 64
+    assert 'crop' not in plain['faces'][0]
+
+
+def test_faces_share_batches(fer, picture_of, monkeypatch):
+    """Those of several pictures; many of one are several batches."""
+    sizes = []
+    classify = fer._classify
+
+    def spy(crops, *args):
+        sizes.append(len(crops))
+        return classify(crops, *args)
+
+    monkeypatch.setattr(fer, '_classify', spy)
+    together = fer([picture_of(2, i) for i in range(10)])
+    assert fer.detector.batches == [8, 2] and sizes == [16, 4]
+    for i in (0, 9):
+        for one, other in zip(together[i].faces,
+                              fer(picture_of(2, i))[0].faces):
+            assert np.allclose(
+                list(one.scores.values()),
+                list(other.scores.values()),
+                atol=1e-5)
+    sizes.clear()
+    [result] = fer(picture_of(250))
+    assert len(result.faces) == 250
+    assert max(sizes) == 32 and sum(sizes) == 250
+    assert draw_faces(picture_of(250), result.faces).shape == (60, 15000, 3)
+
+
+def test_one_bad_file_loses_no_other(fer, picture_of, tmp_path):
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f'{i}.png'), picture_of(i))
+    (tmp_path / '1.png').write_bytes(b'nonsense')
+    results = fer(tmp_path)
+    assert [os.path.basename(item.path)
+            for item in results] == ['0.png', '1.png', '2.png']
+    assert [len(item.faces) for item in results] == [0, 0, 2]
+    assert 'can not be decoded' in results[1].error
+    assert results[1].to_dict()['error'] == results[1].error
+
+
+def test_a_video(fer, picture_of, write_video, tmp_path):
+    """Frame by frame, with their times; smoothed on request."""
+    frames = [picture_of(1, i // 6) for i in range(12)]
+    for frame in frames:
+        frame[:8, :8, 0] = 1  # survives the compression
+    path = write_video(tmp_path / 'a.avi', frames, 'HFYU', rate=10)
+    plain = fer(path)
+    assert [item.frame for item in plain] == list(range(12))
+    assert plain[5].time == pytest.approx(0.5)
+    assert all(item.path == path for item in plain)
+    assert [face.track for item in plain for face in item.faces] == 12 * [None]
+    smooth = list(fer.stream(path, smoothing=0.8))
+    table, smoothed = (
+        np.array([list(item.faces[0].scores.values()) for item in results])
+        for results in (plain, smooth))
+    expected = table[0]
+    for i, item in enumerate(smooth):
+        expected = 0.8 * expected + 0.2 * table[i]
+        assert item.faces[0].track == 0
+        assert np.allclose(smoothed[i], expected, atol=1e-5)
+    # Each video has its own tracks.
+    both = fer([path, path], smoothing=0.8)
+    assert both[12].faces[0].scores == both[0].faces[0].scores
+    with pytest.raises(ValueError, match='smoothing=1'):
+        fer(path, smoothing=1)
+
+
+def test_memory_does_not_grow_with_the_video(fer, monkeypatch):
+    frame = np.zeros((300, 400, 3), np.uint8)
+
+    def frames(source):
+        for i in range(600):
+            yield inferencer.Picture(frame.copy(), 'a.mp4', i, i / 25)
+
+    monkeypatch.setattr('dan_mm.apis.media.read_video', frames)
+    monkeypatch.setattr(inferencer, 'expand', lambda inputs: ['a.mp4'])
+    peaks = []
+    tracemalloc.start()
+    for i, result in enumerate(fer.stream('a.mp4', smoothing=0.5)):
+        if i in (199, 599):
+            peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+    assert i == 599
+    # 400 frames have 144 MB.
+    assert peaks[1] - peaks[0] < 1e6
+
+
+def test_large_pictures_are_taken_one_by_one(fer, detector):
+    large = np.zeros((4000, 5000, 3), np.uint8)
+    fer([large] * 3)
+    assert detector.batches == [2, 1]
+
+
+def test_a_camera(fer, monkeypatch, picture_of):
+    with pytest.raises(ValueError, match='which has no end'):
+        fer(0)
+
+    def frames(source):
+        while True:
+            yield inferencer.Picture(picture_of(1), 'camera 0', 0, 0.)
+
+    monkeypatch.setattr('dan_mm.apis.media.read_video', frames)
+    stream = fer.stream(0)
+    assert [len(next(stream).faces) for _ in range(3)] == [1, 1, 1]
+    # No frame waits for the next.
+    assert fer.detector.batches == [1, 1, 1]
+
+
+def test_no_detector_for_aligned_crops(work_dir):
+    """In a process where mmdet and the compiled ops are missing."""
+    code = f'''
+import sys
+sys.modules['mmdet'] = sys.modules['mmcv._ext'] = None
+import numpy as np
+from dan_mm.apis import FERInferencer
+fer = FERInferencer({str(work_dir)!r}, device='cpu')
+print(len(fer(np.zeros((48, 48, 3), np.uint8), aligned=True)[0].faces))
+try:
+    fer(np.zeros((48, 48, 3), np.uint8))
+except ImportError as error:
+    print(error)
+'''
+    process = subprocess.run([sys.executable, '-c', code],
+                             cwd=ROOT,
+                             capture_output=True,
+                             text=True)
+    assert process.returncode == 0, process.stderr
+    assert '\n1\n' in process.stdout
+    assert 'expected mmdet and an mmcv with compiled ops' in process.stdout
+
+
+def test_says_once_what_it_was_trained_on(work_dir, detector, monkeypatch,
+                                          tmp_path):
+    said = []
+    monkeypatch.setattr(inferencer, '_said', set())
+    monkeypatch.setattr(inferencer, 'print_log',
+                        lambda text, logger: said.append(text))
+    for _ in range(2):
+        fer = FERInferencer(work_dir, detector=detector)
+    assert said == [fer.about]
+    assert 'FER+' in fer.about and 'licence' in fer.about
+    folder = shutil.copytree(work_dir, tmp_path / 'work')
+    edit(
+        folder / 'epoch_5.pth',
+        folder / 'epoch_5.pth',
+        dataset_meta=dict(classes=tuple('abcdefgh')))
+    unknown = FERInferencer(folder)
+    assert 'does not name' in unknown.about
+    assert 'does not say how its faces were aligned' in said[-1]
+    assert unknown.alignment['margin'] == 0.1
+
+
+def test_drawn_faces_warn(work_dir, tmp_path, detector, picture_of,
+                          monkeypatch):
+    monkeypatch.setattr(inferencer, '_said', set())
+    folder = shutil.copytree(work_dir, tmp_path / 'work')
+    meta = dict(
+        classes=CLASSES,
+        dataset_name='synthface, drawn faces',
+        licence='none needed')
+    edit(folder / 'epoch_5.pth', folder / 'epoch_5.pth', dataset_meta=meta)
+    fer = FERInferencer(folder, detector=detector)
+    with pytest.warns(UserWarning, match='about photographs means nothing'):
+        fer(picture_of(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fer(picture_of(1))
+
+
+def test_refusals(work_dir, tmp_path):
+    with pytest.raises(ValueError, match='Got no model, expected one'):
+        FERInferencer()
+    with pytest.raises(ValueError, match='batch_size=0'):
+        FERInferencer(work_dir, batch_size=0)
+    with pytest.raises(ValueError, match="device 'moon'"):
+        FERInferencer(work_dir, device='moon')
+    folder = shutil.copytree(work_dir, tmp_path / 'work')
+    path = folder / 'epoch_5.pth'
+    for classes in (('a', 'b'), ('a', ) * 8):
+        meta = dict(dataset_meta=dict(classes=classes))
+        edit(work_dir / 'epoch_5.pth', path, **meta)
+        with pytest.raises(ValueError, match='has (the classes|8 classes)'):
+            FERInferencer(folder)
+    edit(work_dir / 'epoch_5.pth', path, dataset_meta=None)
+    with pytest.warns(UserWarning, match='those of FERPlus are taken'):
+        assert FERInferencer(folder).classes == CLASSES
+    # The weights of another width
+    edit(work_dir / 'epoch_5.pth', path)
+    with pytest.raises(ValueError, match='of the checkpoint take 64 channels'):
+        FERInferencer(path, f'{ROOT}/configs/dan_ferplus.py')
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint['state_dict']['backbone.conv1.weight']
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match='conv1.weight is missing.*`config`'):
+        FERInferencer(folder)
+    torch.save(dict(state_dict={}, meta=os.system), path)
+    with pytest.raises(CheckpointLoadError):
+        FERInferencer(folder)
+
+
+def test_draw_faces(fer, picture_of):
+    picture = picture_of(2)
+    before = picture.copy()
+    faces = fer(picture)[0].faces
+    drawn = draw_faces(picture, faces)
+    assert (picture == before).all() and drawn.shape == picture.shape
+    assert (drawn != picture).any()
+    assert (draw_faces(picture, []) == picture).all()
+    # Names in any letters, and boxes that reach out of the picture
+    face = faces[0]
+    face.scores = {'glücklich': 0.6, '幸せ': 0.4}
+    face.bbox = np.array([-30, -20, 500, 400], np.float32)
+    assert draw_faces(picture, [face]).shape == picture.shape
+    face.bbox = None
+    assert (draw_faces(picture, [face]) == picture).all()
