@@ -47,7 +47,7 @@ env: .venv/ready
 	$(BIN)/python -c 'import torch, mmcv._ext' 2>/dev/null || { \
 		echo 'Building mmcv with its ops: 10 to 40 minutes on 2 cores.'; \
 		$(BIN)/python -m pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps $(MMCV); }
-	$(BIN)/python -m pip install -e '.[detection,dev]'
+	$(BIN)/python -m pip install -e '.[detection,web,dev]'
 	@$(BIN)/python -c 'import torch, mmcv._ext' || { echo 'Found an mmcv without compiled ops, expected one with them. Remove .venv and run make again; the log above shows why the build left them out.'; exit 1; }
 	@touch $@
 

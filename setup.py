@@ -40,6 +40,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['dan_mm', 'dan_mm.*']),
+    entry_points=dict(console_scripts=['dan-mm=dan_mm.cli:main']),
     cmdclass=dict(build_py=BuildWithConfigs),
     python_requires='>=3.10,<3.13',
     install_requires=[
@@ -52,6 +53,7 @@ setup(
         'pillow',
         'rich',
         'scikit-learn',
+        'scipy',
         # the maintained forks of the OpenMMLab packages
         'onedl-mmcv>=2.3.6,<2.4',
         'onedl-mmengine>=0.10.12,<1',
@@ -60,6 +62,10 @@ setup(
     extras_require=dict(
         detection=['onedl-mmdetection>=3.5.1,<4'],
         deploy=['onnx', 'onnxruntime'],
-        dev=['flake8', 'isort', 'pre-commit', 'pytest', 'yapf'],
+        web=['gradio>=6.31,<7'],
+        dev=[
+            'flake8', 'isort', 'pre-commit', 'pytest', 'selenium>=4.51,<5',
+            'yapf'
+        ],
     ),
 )

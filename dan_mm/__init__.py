@@ -1,29 +1,32 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-import mmcv
-import mmengine
-import mmpretrain
-import torch
-from mmengine.utils import digit_version
+import importlib
+import os.path as osp
+import sys
 
-from .version import __version__
+from .version import VERSIONS, __version__
 
-# The modules' own versions are compared, not those of distributions: the
-# maintained forks and the upstream packages have the same modules.
-VERSIONS = (
-    (torch, 'torch', '2.6.0', '3.0.0'),
-    (mmengine, 'onedl-mmengine', '0.10.0', '1.0.0'),
-    (mmcv, 'onedl-mmcv', '2.0.0', '2.4.0'),
-    (mmpretrain, 'onedl-mmpretrain', '1.2.0', '2.0.0'),
-)
-for module, package, minimum, maximum in VERSIONS:
-    if not (digit_version(minimum) <= digit_version(module.__version__) <
-            digit_version(maximum)):
-        raise ImportError(
-            f'dan_mm found {module.__name__} {module.__version__}, expected '
-            f'>={minimum},<{maximum}. Install one with `pip install '
-            f'"{package}>={minimum},<{maximum}"`.')
 
-# Importing them registers everything.
-from . import checkpoint, datasets, engine, evaluation, models  # isort: skip
+def _check_versions() -> None:
+    """Refuse packages that this one does not work with."""
+    from mmengine.utils import digit_version
+    for name, package, minimum, maximum in VERSIONS:
+        found = importlib.import_module(name).__version__
+        if not (digit_version(minimum) <= digit_version(found) <
+                digit_version(maximum)):
+            raise ImportError(
+                f'dan_mm found {name} {found}, expected '
+                f'>={minimum},<{maximum}. Install one with `pip install '
+                f'"{package}>={minimum},<{maximum}"`; `dan-mm doctor` '
+                'examines all of them.')
+
+
+# `dan-mm doctor` is there for installations that can't import anything; it
+# does so in processes of its own.
+if not (osp.basename(sys.argv[0]).startswith('dan-mm')
+        and sys.argv[1:2] == ['doctor']):
+    _check_versions()
+    # Importing them registers everything.
+    from . import models  # noqa: F401
+    from . import checkpoint, datasets, engine, evaluation  # noqa: F401
 
 __all__ = ['__version__']

@@ -1,0 +1,321 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Facial expressions of pictures and videos: predict, align, doctor."""
+# What each command needs is imported by it: `doctor` works where nothing else
+# can be imported.
+import argparse
+import csv
+import json
+import os
+import os.path as osp
+import sys
+from contextlib import ExitStack, redirect_stdout
+from typing import IO, Iterable, List, Optional, Sequence
+
+# The exit status of an interrupted command, as in shells
+INTERRUPTED = 130
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog='dan-mm', description=__doc__)
+    commands = parser.add_subparsers(dest='command', required=True)
+    predict = commands.add_parser(
+        'predict',
+        help='tell the expressions of the faces of pictures and videos',
+        description='Tell the expressions of the faces of pictures, folders '
+        'and videos, and print them, or write them where an option says. The '
+        'exit status is 0 if all could be read, 1 if something could not, 2 '
+        'if the command could not begin or go on.')
+    add_predict_arguments(predict)
+    align = commands.add_parser(
+        'align',
+        help='write aligned crops of the faces of a tree of pictures',
+        description='Find the faces of a tree of pictures, and write the same '
+        'tree of aligned crops.')
+    if argv[:1] == ['align']:
+        from dan_mm.apis.align_tree import add_arguments
+        add_arguments(align)
+    commands.add_parser(
+        'doctor',
+        help='say what is wrong with this installation, and how to mend it',
+        description='Say what is wrong with this installation, and how to '
+        'mend it. The exit status is 1 if there is a problem.')
+    return parser.parse_args(argv)
+
+
+def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        'inputs',
+        nargs='+',
+        help='pictures, videos, folders, or the number of a camera')
+    parser.add_argument(
+        '--model',
+        help='a checkpoint, a work folder, or a name of the model index')
+    parser.add_argument(
+        '--config', help='the config of the model, which is code and runs')
+    parser.add_argument(
+        '--out',
+        help='a folder for annotated pictures and videos, with the tree of '
+        'the input')
+    parser.add_argument(
+        '--json', help='a file for JSON lines, one a picture; - is the output')
+    parser.add_argument(
+        '--csv', help='a file for a table, one row a face; - is the output')
+    parser.add_argument(
+        '--aligned',
+        action='store_true',
+        help='the pictures are aligned crops of one face: no detector')
+    parser.add_argument(
+        '--smoothing',
+        type=float,
+        help='in videos, follow faces and average their scores: the weight '
+        'of the past in [0, 1), such as 0.8')
+    parser.add_argument(
+        '--embeddings',
+        action='store_true',
+        help='add the features before the classifier to the JSON lines')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.5,
+        help='the score from which on a face counts (default: %(default)s)')
+    parser.add_argument(
+        '--detector-config', help='the config of another detector')
+    parser.add_argument(
+        '--detector-checkpoint', help='the weights of the detector')
+    parser.add_argument('--device', help='(default: a GPU, or the CPU)')
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        default=8,
+        help='pictures under way at once (default: %(default)s)')
+
+
+def predict(args: argparse.Namespace, output: IO[str]) -> int:
+    """Tell the expressions of the faces of pictures and videos.
+
+    Args:
+        args (Namespace): The options.
+        output (IO[str]): Where to print results.
+
+    Returns:
+        int: The exit status, 1 if something could not be read or written.
+    """
+    from rich.console import Console
+    from rich.progress import (BarColumn, MofNCompleteColumn, Progress,
+                               TextColumn, TimeRemainingColumn)
+
+    from dan_mm.apis import FaceDetector, FERInferencer
+    from dan_mm.apis.media import count, expand
+    inputs = [
+        int(item) if item.isdecimal() and not osp.exists(item) else item
+        for item in args.inputs
+    ]
+    sources = expand(inputs[0] if len(inputs) == 1 else inputs)
+    for path in args.json, args.csv:
+        folder = osp.dirname(osp.abspath(path or ''))
+        if path and (osp.isdir(path) or not osp.isdir(folder)):
+            raise FileNotFoundError(
+                f'Can not write {path}, expected the path of a file in a '
+                f'folder that is there. Make {folder}, or give another path.')
+    inferencer = FERInferencer(
+        args.model,
+        args.config,
+        device=args.device,
+        batch_size=args.batch_size)
+    if not args.aligned:
+        inferencer.detector = FaceDetector(
+            args.detector_config,
+            args.detector_checkpoint,
+            device=args.device,
+            score_thr=args.score_thr)
+    summary = Summary()
+    with ExitStack() as stack:
+        writers = []
+        if args.json:
+            writers.append(JSONWriter(open_text(args.json, output, stack)))
+        if args.csv:
+            writers.append(
+                CSVWriter(
+                    open_text(args.csv, output, stack), inferencer.classes))
+        if args.out:
+            from dan_mm.apis.annotate import AnnotatedWriter
+            writers.append(
+                stack.enter_context(AnnotatedWriter(args.out, inputs)))
+        if not writers:
+            writers.append(TextWriter(output))
+        progress = stack.enter_context(
+            Progress(
+                TextColumn('Predicting'),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True)))
+        task = progress.add_task('', total=count(sources))
+        for picture, result in inferencer.stream_pictures(
+                sources,
+                aligned=args.aligned,
+                embeddings=args.embeddings,
+                smoothing=args.smoothing):
+            summary.add(result)
+            for writer in writers:
+                writer.write(picture, result)
+            progress.advance(task)
+    for line in summary.lines():
+        print(line, file=sys.stderr)
+    return int(bool(summary.errors))
+
+
+def open_text(path: str, output: IO[str], stack: ExitStack) -> IO[str]:
+    """Open a file to write, until the stack ends; - is the output."""
+    if path == '-':
+        return output
+    # Names of files may be no valid text.
+    return stack.enter_context(
+        open(
+            path, 'w', newline='', encoding='utf-8', errors='surrogateescape'))
+
+
+class Summary:
+    """What happened to the pictures."""
+
+    def __init__(self) -> None:
+        self.pictures = 0
+        self.faces = {}
+        self.errors: List[str] = []
+
+    def add(self, result) -> None:
+        """Take the result of a picture."""
+        if result.error:
+            self.errors.append(result.error)
+            return
+        self.pictures += 1
+        for face in result.faces:
+            count = self.faces.get(face.expression, 0)
+            self.faces[face.expression] = count + 1
+
+    def lines(self) -> Iterable[str]:
+        """Say it."""
+        total = sum(self.faces.values())
+        parts = ', '.join(f'{name} {number}' for name, number in sorted(
+            self.faces.items(), key=lambda item: -item[1]))
+        yield (f'{self.pictures} pictures or frames, {total} faces'
+               f'{f": {parts}" if parts else ""}.')
+        for error in self.errors[:10]:
+            yield error
+        if self.errors[10:]:
+            yield f'And {len(self.errors) - 10} more that could not be read.'
+
+
+class TextWriter:
+    """Print a line for each face, and for each picture without one."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+
+    def write(self, picture, result) -> None:
+        """Print a picture."""
+        if result.error:  # at the end, with all that could not be read
+            return
+        place = str(result.path)
+        if result.frame is not None:
+            place += f', frame {result.frame} ({result.time:.2f} s)'
+        for number, face in enumerate(result.faces, 1):
+            number = number if face.track is None else face.track
+            scores = sorted(face.scores.items(), key=lambda item: -item[1])
+            print(
+                f'{place}: face {number}: ' +
+                ', '.join(f'{name} {score:.0%}' for name, score in scores[:3]),
+                file=self.file)
+        if not result.faces:
+            print(f'{place}: no face', file=self.file)
+
+
+class JSONWriter:
+    """Write a JSON object for each picture, one a line."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+
+    def write(self, picture, result) -> None:
+        """Write a picture."""
+        # Names that are no valid text stay readable as escapes.
+        line = json.dumps(result.to_dict(), allow_nan=False)
+        self.file.write(line + '\n')
+        self.file.flush()
+
+
+class CSVWriter:
+    """Write a row for each face, and for each picture without one."""
+
+    def __init__(self, file: IO[str], classes: Sequence[str]) -> None:
+        self.file = file
+        self.classes = classes
+        self.writer = csv.writer(file)
+        self.writer.writerow([
+            'path', 'frame', 'time', 'track', 'left', 'top', 'right', 'bottom',
+            'score', 'expression', *classes, 'error'
+        ])
+
+    def write(self, picture, result) -> None:
+        """Write a picture."""
+        place = [
+            '' if value is None else value
+            for value in (result.path, result.frame, result.time)
+        ]
+        for face in result.faces:
+            box = [''] * 4 if face.bbox is None else [
+                f'{value:.2f}' for value in face.bbox
+            ]
+            self.writer.writerow([
+                *place, '' if face.track is None else face.track, *box,
+                '' if face.score is None else f'{face.score:.4f}',
+                face.expression, *(f'{face.scores[name]:.4f}'
+                                   for name in self.classes), ''
+            ])
+        if not result.faces:
+            blanks = [''] * (7 + len(self.classes))
+            self.writer.writerow([*place, *blanks, result.error or ''])
+        self.file.flush()
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv (Sequence[str], optional): The arguments. Defaults to None, those
+            of the process.
+
+    Returns:
+        int: The exit status: 0, or 1 if something could not be read, 2 if it
+        could not begin or go on.
+    """
+    args = parse_args(sys.argv[1:] if argv is None else list(argv))
+    if args.command == 'doctor':
+        from dan_mm.doctor import main as doctor
+        return doctor()
+    # FFmpeg says more about broken frames than anybody wants to know.
+    os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
+    try:
+        if args.command == 'align':
+            from dan_mm.apis.align_tree import run
+            return run(args)
+        # What others print is not for a reader of the results.
+        output = sys.stdout
+        output.reconfigure(errors='backslashreplace')
+        with redirect_stdout(sys.stderr):
+            return predict(args, output)
+    except KeyboardInterrupt:
+        print('Interrupted; what was written stays.', file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of the output has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ImportError, OSError, RuntimeError, TypeError,
+            ValueError) as error:
+        print(f'dan-mm {args.command}: {error}', file=sys.stderr)
+        return 2
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,223 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""The command dan-mm."""
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from dan_mm import apis, cli
+
+
+@pytest.fixture
+def predict(work_dir, detector, monkeypatch, capfd):
+    """Run `dan-mm predict` with a stub of the detector."""
+    monkeypatch.setattr(apis, 'FaceDetector', lambda *_, **__: detector)
+
+    def run(*arguments):
+        code = cli.main([
+            'predict', *map(str, arguments), '--model',
+            str(work_dir), '--device', 'cpu'
+        ])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def tree(tmp_path, picture_of, write_video):
+    """Pictures, a video and what is neither."""
+    src = tmp_path / 'src'
+    (src / 'sub').mkdir(parents=True)
+    for name, number in (('a.png', 1), ('sub/grüße.png', 2), ('none.png', 0)):
+        cv2.imwrite(str(src / name), picture_of(number))
+    frames = [picture_of(1, i) for i in range(5)]
+    for frame in frames:
+        frame[:8, :8, 0] = 1
+    write_video(src / 'film.avi', frames, 'HFYU', rate=10)
+    (src / 'notes.txt').write_text('x')
+    return src
+
+
+def test_all_outputs(predict, tree, tmp_path):
+    out, lines, table = (tmp_path / name for name in ('out', 'l', 't.csv'))
+    code, output, error = predict(tree, '--out', out, '--json', lines, '--csv',
+                                  table)
+    assert code == 0 and output == '', error
+    assert '8 pictures or frames, 8 faces: ' in error
+    found = sorted(
+        os.path.relpath(path, out) for path in out.rglob('*')
+        if path.is_file())
+    assert found == ['a.png', 'film.mp4', 'none.png', 'sub/grüße.png']
+    video = cv2.VideoCapture(str(out / 'film.mp4'))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert video.get(cv2.CAP_PROP_FPS) == 10
+    source = cv2.imread(str(tree / 'none.png'))
+    assert (cv2.imread(str(out / 'none.png')) == source).all()
+    source = cv2.imread(str(tree / 'a.png'))
+    assert (cv2.imread(str(out / 'a.png')) != source).any()
+
+    results = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [len(item['faces']) for item in results] == [1] * 6 + [0, 2]
+    assert [item.get('frame')
+            for item in results] == [None, 0, 1, 2, 3, 4, None, None]
+    with open(table, newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9
+    for row in rows:
+        if row['expression']:
+            scores = [float(row[name]) for name in list(row)[10:18]]
+            assert sum(scores) == pytest.approx(1, abs=1e-3)
+            assert float(row[row['expression']]) == max(scores)
+    assert [row['path'][-8:] for row in rows
+            if not row['expression']] == ['none.png']
+    assert rows[-1]['path'] == str(tree / 'sub' / 'grüße.png')
+
+
+def test_the_output_is_for_the_results(predict, tree):
+    code, output, _ = predict(tree, '--smoothing', 0.5)
+    lines = output.splitlines()
+    assert code == 0 and len(lines) == 9
+    assert lines[0].startswith(f'{tree}/a.png: face 1: ')
+    assert lines[3].startswith(f'{tree}/film.avi, frame 2 (0.20 s): face 0: ')
+    assert f'{tree}/none.png: no face' in lines
+    code, output, _ = predict(tree / 'a.png', '--json', '-', '--embeddings')
+    [result] = map(json.loads, output.splitlines())
+    assert len(result['faces'][0]['embedding']) == 64
+
+
+def test_one_bad_file(predict, tree):
+    (tree / 'b.png').write_bytes(b'x')
+    (tree / 'c.mp4').write_bytes(b'x')
+    code, output, error = predict(tree)
+    assert code == 1
+    assert len(output.splitlines()) == 9
+    assert 'b.png can not be decoded' in error
+    assert 'c.mp4 can not be opened' in error
+    # Missing ones, too
+    code, output, error = predict(tree / 'a.png', tree / 'missing.png')
+    assert code == 1 and len(output.splitlines()) == 1
+    assert f'Found no picture {tree}/missing.png' in error
+
+
+def test_aligned(predict, tree, detector):
+    code, output, _ = predict(tree / 'a.png', '--aligned')
+    assert code == 0 and detector.batches == []
+    assert output.startswith(f'{tree}/a.png: face 1: ')
+
+
+def test_a_name_that_is_no_text(predict, tree, tmp_path):
+    raw = os.fsencode(tree) + b'/\xff.png'
+    Path(os.fsdecode(raw)).write_bytes((tree / 'a.png').read_bytes())
+    lines, table = tmp_path / 'lines', tmp_path / 'table'
+    code, output, _ = predict(tree, '--json', lines, '--csv', table, '--out',
+                              tmp_path / 'out')
+    assert code == 0
+    last = json.loads(lines.read_text().splitlines()[-1])
+    assert os.fsencode(last['path']) == raw
+    assert raw in table.read_bytes()
+    assert os.path.exists(os.fsencode(tmp_path) + b'/out/\xff.png')
+    assert predict(tree)[0] == 0
+
+
+def test_two_files_of_one_name(predict, tree, tmp_path, picture_of):
+    """Neither overwrites the other, nor the source."""
+    other = tmp_path / 'a.png'
+    cv2.imwrite(str(other), picture_of(0))
+    before = other.read_bytes()
+    code, *_ = predict(tree / 'a.png', other, '--out', tmp_path / 'out')
+    assert code == 0
+    assert sorted(os.listdir(tmp_path / 'out')) == ['a-2.png', 'a.png']
+    assert other.read_bytes() == before
+
+
+def test_refusals(predict, tree, tmp_path):
+    for arguments, sentence in (
+        ([tmp_path / 'nowhere'], 'Found no file or folder'),
+        ([tree, '--out', tree / 'out'], 'expected one elsewhere'),
+        ([tree / 'a.png', '--out', tree], 'expected another folder'),
+        ([tree, '--json', tmp_path / 'no' / 'x'], 'Can not write'),
+        ([tree, '--smoothing', 3], 'expected the weight of the past'),
+        ([tree, '--batch-size', 0], 'batch_size=0'),
+        (['77'], 'Found no camera 77'),
+    ):
+        code, output, error = predict(*arguments)
+        assert code == (1 if arguments == ['77'] else 2), arguments
+        assert sentence in error and 'Traceback' not in error
+        assert output == ''
+    assert not (tree / 'out').exists()
+
+
+def test_no_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite('a.png', np.zeros((9, 9, 3), np.uint8))
+    assert cli.main(['predict', 'a.png']) == 2
+    assert 'Got no model, expected one' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_a_full_disk(predict, tree):
+    """A sentence, and no traceback."""
+    for option in '--json', '--csv':
+        code, _, error = predict(tree, option, '/dev/full')
+        assert code == 2 and 'No space left on device' in error
+
+
+def test_a_full_disk_for_pictures(predict, tree, tmp_path, monkeypatch):
+    """What was written stays, and nothing is half there."""
+    out = tmp_path / 'out'
+    lines = tmp_path / 'lines'
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith('none.png'):
+            raise OSError(28, 'No space left on device')
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', full)
+    code, _, error = predict(tree, '--out', out, '--json', lines)
+    assert code == 2 and 'No space left on device' in error
+    assert sorted(os.listdir(out)) == ['a.png', 'film.mp4']
+    assert len(lines.read_text().splitlines()) >= 6
+
+
+@pytest.mark.slow
+def test_interrupted(work_dir, tmp_path):
+    """The results that there are stay."""
+    for i in range(400):
+        cv2.imwrite(str(tmp_path / f'{i:03d}.png'), np.zeros((200, 200, 3)))
+    lines = tmp_path / 'lines'
+    process = subprocess.Popen([
+        sys.executable, '-m', 'dan_mm.cli', 'predict', tmp_path, '--model',
+        work_dir, '--aligned', '--json', lines, '--device', 'cpu'
+    ],
+                               cwd=ROOT,
+                               stderr=subprocess.PIPE,
+                               text=True)
+    while process.poll() is None and not (lines.exists()
+                                          and lines.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, error
+    assert 'Interrupted' in error and 'Traceback' not in error
+    results = list(map(json.loads, lines.read_text().splitlines()))
+    assert 0 < len(results) < 400
+
+
+def test_align_and_doctor_have_their_options(capsys):
+    for command, word in (('align', '--margin'), ('doctor', 'mend')):
+        with pytest.raises(SystemExit) as error:
+            cli.main([command, '--help'])
+        assert error.value.code == 0
+        assert word in capsys.readouterr().out
+    assert cli.main(['align', '/nowhere', '/else']) == 2
+    assert 'Found no folder /nowhere' in capsys.readouterr().err
