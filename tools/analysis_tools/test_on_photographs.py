@@ -1,0 +1,220 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Test a model on photographs, from the detection of faces on: on portraits,
+and on the validation pictures of FER+ pasted into larger scenes."""
+import argparse
+import csv
+import os.path as osp
+from typing import List, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+from rich.progress import track
+from sklearn.datasets import load_sample_images
+from sklearn.metrics import confusion_matrix, roc_auc_score
+
+from dan_mm.apis import FaceDetector, FERInferencer, PictureResult
+from dan_mm.datasets import FERPlus
+from dan_mm.datasets.base import canonical_name
+
+
+def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'model', help='a checkpoint, a work folder, or a name of the index')
+    parser.add_argument(
+        '--config', help='the config of the model, which is code and runs')
+    parser.add_argument(
+        '--portraits',
+        help='a folder with index.csv, which has the columns `file` and '
+        '`expression`, and perhaps `person`, such as the Face Research Lab '
+        'London Set')
+    parser.add_argument('--ferplus', help='the folder of FER+')
+    parser.add_argument(
+        '--split',
+        default='val',
+        choices=['train', 'val'],
+        help="of FER+: 'val' is FER2013Valid, 'train' the tenth of the "
+        'training set that configs/dan_ferplus.py holds out '
+        '(default: %(default)s)')
+    parser.add_argument(
+        '--num', type=int, help='how many pictures of FER+ (default: all)')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--detector-config')
+    parser.add_argument('--detector-checkpoint')
+    parser.add_argument('--device')
+    args = parser.parse_args(argv)
+    if not (args.portraits or args.ferplus):
+        parser.error('Got neither --portraits nor --ferplus, expected one or '
+                     'both.')
+    return args
+
+
+def print_confusion(names: Sequence[str], truth: np.ndarray,
+                    found: np.ndarray) -> None:
+    """Print a confusion matrix: a row for each class that occurs."""
+    table = confusion_matrix(truth, found, labels=range(len(names)))
+    print('\ntruth \\ answer  ' + ' '.join(f'{name[:9]:>9}' for name in names))
+    for name, row in zip(names, table):
+        if row.sum():
+            print(f'{name:14}  ' + ' '.join(f'{value:9}' for value in row))
+
+
+def scores_of(result: PictureResult) -> Optional[List[float]]:
+    """The scores of the largest face of a picture."""
+    if not result.faces:
+        return None
+    face = max(
+        result.faces, key=lambda face: np.prod(face.bbox[2:] - face.bbox[:2]))
+    return list(face.scores.values())
+
+
+def examine_portraits(inferencer: FERInferencer, folder: str) -> None:
+    """Print what the model says about portraits with known expressions."""
+    index = osp.join(folder, 'index.csv')
+    with open(index, newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    classes = [canonical_name(name) for name in inferencer.classes]
+    for row in rows:
+        if canonical_name(row['expression']) not in classes:
+            raise ValueError(
+                f'{index} has the expression {row["expression"]!r}, expected '
+                f'one of the classes of the model, {inferencer.classes}.')
+    truth = np.array(
+        [classes.index(canonical_name(row['expression'])) for row in rows])
+    paths = [osp.join(folder, row['file']) for row in rows]
+    results = list(
+        track(inferencer.stream(paths), 'Portraits', total=len(paths)))
+    for result in results:
+        if result.error:
+            raise ValueError(result.error)
+    scores = [scores_of(result) for result in results]
+    whole = np.array([item is not None for item in scores])
+    one = np.array([len(result.faces) == 1 for result in results])
+    print(f'\n{len(rows)} portraits of {folder}: a face found in '
+          f'{whole.mean():.1%}, exactly one in {one.mean():.1%}')
+    scores = np.array([item for item in scores if item is not None])
+    truth = truth[whole]
+    answers = scores.argmax(1)
+    print(f'accuracy, all {len(classes)} classes allowed: '
+          f'{(answers == truth).mean():.1%}')
+    for label in np.unique(truth):
+        of_class = answers[truth == label] == label
+        print(f'  {classes[label]:12} {of_class.mean():.1%} of '
+              f'{len(of_class)}')
+    print_confusion(classes, truth, answers)
+    if {'happiness', 'neutral'} <= set(classes):
+        compare_two(
+            np.array([row.get('person', '') for row in rows])[whole], truth,
+            scores, classes.index('happiness'), classes.index('neutral'))
+
+
+def compare_two(persons: np.ndarray, truth: np.ndarray, scores: np.ndarray,
+                happy: int, neutral: int) -> None:
+    """Print how well happiness and neutral are told apart."""
+    both = (truth == happy) | (truth == neutral)
+    if len(np.unique(truth[both])) < 2:
+        return
+    persons, smiles = persons[both], truth[both] == happy
+    margin = np.log(scores[both, happy] / scores[both, neutral])
+    print('\nhappiness against neutral, of these two the likelier one: '
+          f'{((margin > 0) == smiles).mean():.1%}; area under the ROC curve: '
+          f'{roc_auc_score(smiles, margin):.3f}')
+    pairs = [(margin[mask & smiles].mean(), margin[mask & ~smiles].mean())
+             for mask in (persons == person for person in np.unique(persons))
+             if (mask & smiles).any() and (mask & ~smiles).any()]
+    if len(pairs) > 1:
+        higher = sum(smiling > plain for smiling, plain in pairs)
+        print('the smiling photograph of a person is the happier one for '
+              f'{higher} of {len(pairs)} persons')
+
+
+def paste(picture: np.ndarray, scenes: Sequence[np.ndarray],
+          rng: np.random.Generator) -> Tuple[np.ndarray, np.ndarray]:
+    """Paste a picture into a scene, 2 to 5 times as large.
+
+    Returns:
+        tuple[ndarray, ndarray]: The new scene, and where the picture is:
+        left, top, right, bottom.
+    """
+    scale = rng.uniform(2, 5)
+    face = cv2.resize(
+        picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    scene = scenes[rng.integers(len(scenes))].copy()
+    height, width = face.shape[:2]
+    top = rng.integers(scene.shape[0] - height)
+    left = rng.integers(scene.shape[1] - width)
+    scene[top:top + height, left:left + width] = face
+    return scene, np.array([left, top, left + width, top + height])
+
+
+def examine_pasted(inferencer: FERInferencer,
+                   args: argparse.Namespace) -> None:
+    """Print the accuracy on pictures of FER+ as they are, and in scenes."""
+    # The split 'train' needs what its model did not see.
+    dataset = FERPlus(
+        args.ferplus,
+        split='val',
+        val_split=0.1 if args.split == 'train' else 0.)
+    if tuple(map(canonical_name,
+                 inferencer.classes)) != tuple(dataset.metainfo['classes']):
+        raise ValueError(
+            f'The model has the classes {inferencer.classes}, expected those '
+            f'of FER+, {dataset.metainfo["classes"]}.')
+    rng = np.random.default_rng(args.seed)
+    order = rng.permutation(len(dataset))[:args.num]
+    # China and flower, without people
+    scenes = [scene[..., ::-1] for scene in load_sample_images().images]
+    truth, clean, pasted = [], [], []
+    faces_elsewhere = 0
+    for start in track(range(0, len(order), 64), 'FER+'):
+        infos = [
+            dataset.get_data_info(int(i)) for i in order[start:start + 64]
+        ]
+        truth += [int(info['gt_label']) for info in infos]
+        pictures = [cv2.imread(info['img_path']) for info in infos]
+        clean += [
+            list(result.faces[0].scores.values())
+            for result in inferencer(pictures, aligned=True)
+        ]
+        made = [paste(picture, scenes, rng) for picture in pictures]
+        for result, (_, place) in zip(
+                inferencer([scene for scene, _ in made]), made):
+            inside = []
+            for face in result.faces:
+                centre = (face.bbox[:2] + face.bbox[2:]) / 2
+                if (place[:2] < centre).all() and (centre < place[2:]).all():
+                    inside.append(face)
+            faces_elsewhere += len(result.faces) - len(inside)
+            pasted.append(list(inside[0].scores.values()) if inside else None)
+    truth, clean = np.array(truth), np.array(clean).argmax(1)
+    found = np.array([item is not None for item in pasted])
+    answers = np.array([item for item in pasted if item is not None]).argmax(1)
+    right = answers == truth[found]
+    print(f'\n{len(truth)} pictures of FER+ pasted into scenes at 2 to 5 '
+          f'times their size: {found.mean():.1%} found, and '
+          f'{faces_elsewhere} faces elsewhere')
+    print(f'accuracy on the clean crops: {(clean == truth).mean():.1%}; on '
+          f'those that were found: {(clean == truth)[found].mean():.1%}')
+    print(f'accuracy in the scenes: {right.mean():.1%} of those that were '
+          f'found, {right.sum() / len(truth):.1%} of all')
+    print_confusion(inferencer.classes, truth[found], answers)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = parse_args(argv)
+    try:
+        inferencer = FERInferencer(
+            args.model, args.config, device=args.device, batch_size=16)
+        inferencer.detector = FaceDetector(args.detector_config,
+                                           args.detector_checkpoint,
+                                           args.device)
+        if args.portraits:
+            examine_portraits(inferencer, args.portraits)
+        if args.ferplus:
+            examine_pasted(inferencer, args)
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(str(error))
+
+
+if __name__ == '__main__':
+    main()
