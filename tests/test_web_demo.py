@@ -1,0 +1,293 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""The page in a browser, with a model that is none and with a real one."""
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SHARED, draw_face
+from mmengine.config import Config
+from mmpretrain.registry import MODELS
+from PIL import Image
+
+from dan_mm.apis import Face, FaceResult, FERInferencer, PictureResult
+from dan_mm.datasets import FERPlus
+
+pytest.importorskip('gradio', reason="needs gradio: pip install -e '.[web]'")
+SELENIUM = 'needs selenium: pip install selenium'
+webdriver = pytest.importorskip('selenium.webdriver', reason=SELENIUM)
+common = pytest.importorskip('selenium.common', reason=SELENIUM)
+support = pytest.importorskip(
+    'selenium.webdriver.support.wait', reason=SELENIUM)
+
+CLASSES = FERPlus.METAINFO['classes']
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+DRIVER = shutil.which('chromedriver')
+needs_browser = pytest.mark.skipif(
+    not CHROMIUM or not DRIVER,
+    reason='needs a browser: apt-get install chromium chromium-driver')
+
+
+class Fake:
+    """Finds a face in each square of a wide picture, of the class of its
+    number, and none in a picture of one colour."""
+    about = 'Trained on nothing, for no use.'
+
+    def __call__(self, img, attention_maps):
+        assert img.dtype == np.uint8 and attention_maps
+        side, faces = len(img), []
+        for i in range(img.shape[1] // side if img.std() > 1 else 0):
+            scores = np.full(len(CLASSES), 0.02)
+            scores[(i + 1) % len(CLASSES)] = 0.86
+            faces.append(
+                FaceResult(
+                    dict(zip(CLASSES, scores.tolist())),
+                    bbox=np.float32([i * side, 0, (i + 1) * side, side]),
+                    crop=img[:, i * side:(i + 1) * side],
+                    attention_maps=np.random.rand(4, 7, 7).astype('f')))
+        return [PictureResult(faces=faces)]
+
+
+@pytest.fixture(scope='module')
+def web_demo():
+    """The tool as a module."""
+    spec = importlib.util.spec_from_file_location(
+        'web_demo', f'{ROOT}/tools/demo/web_demo.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def serve(web_demo, tmp_path, monkeypatch):
+    """Serve the page of a model and get its URL."""
+    monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path / 'uploads'))
+    monkeypatch.setenv('no_proxy', '*')
+    pages = []
+
+    def start(inferencer):
+        pages.append(web_demo.build(inferencer))
+        return web_demo.launch(pages[-1], '127.0.0.1', None)
+
+    yield start
+    for page in pages:
+        page.close(verbose=False)
+
+
+class Browser(webdriver.Chrome):
+
+    def __init__(self):
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for argument in (
+                'headless=new', 'no-sandbox', 'disable-dev-shm-usage',
+                'window-size=1280,900',
+                'host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1'):
+            options.add_argument(f'--{argument}')
+        options.set_capability('goog:loggingPrefs', {'performance': 'ALL'})
+        super().__init__(options, webdriver.ChromeService(DRIVER))
+
+    def all(self, selector):
+        return self.find_elements('css selector', selector)
+
+    def wait(self, condition):
+        """Wait for something to be true and get it."""
+        ignored = IndexError, common.StaleElementReferenceException
+        return support.WebDriverWait(
+            self, 60, 0.1,
+            ignored_exceptions=ignored).until(lambda _: condition())
+
+    def texts(self, selector):
+        return [element.text for element in self.all(selector)]
+
+    def give(self, path):
+        """Upload a file and get the answer in words."""
+        before = self.texts('#message')
+        self.wait(lambda: self.all('#upload input[type=file]'))[0].send_keys(
+            str(path))
+        return self.wait(lambda: self.texts('#message') != before and self.
+                         texts('#message')[0])
+
+    def hosts(self):
+        """The hosts that were asked for anything so far."""
+        urls = []
+        for entry in self.get_log('performance'):
+            message = json.loads(entry['message'])['message']
+            params = message['params']
+            if message['method'] == 'Network.requestWillBeSent':
+                urls.append(params['request']['url'])
+            elif message['method'] == 'Network.webSocketCreated':
+                urls.append(params['url'])
+        return {
+            urlsplit(url).hostname
+            for url in urls if urlsplit(url).scheme not in ('data', 'blob')
+        }
+
+
+@pytest.fixture
+def browser():
+    browser = Browser()
+    yield browser
+    browser.quit()
+
+
+def photograph(folder, number=1):
+    """The path of a picture of faces beside each other."""
+    path = f'{SHARED}/data/faces_london/001_happiness.jpg'
+    if not os.path.exists(path):
+        path = str(folder / 'face.png')
+        cv2.imwrite(path, draw_face(0, 240))
+    if number > 1:
+        face = cv2.resize(cv2.imread(path), (240, 240))
+        path = str(folder / 'faces.png')
+        cv2.imwrite(path, np.hstack([face] * number))
+    return path
+
+
+@needs_browser
+def test_page(serve, browser, tmp_path):
+    browser.get(serve(Fake()))
+    about = browser.wait(lambda: browser.texts('#about')[0])
+    assert about.startswith(Fake.about) and 'no further' in about
+    assert 'not what the person feels' in browser.texts('body')[0]
+
+    answer = browser.give(photograph(tmp_path))
+    assert answer == 'This face shows happiness (86%).'
+    heads = browser.wait(lambda: browser.texts('#heads .caption-label'))
+    assert heads == ['the face', 'head 1', 'head 2', 'head 3', 'head 4']
+    bars = browser.texts('#bars .confidence-set')
+    assert len(bars) == 8 and bars[0].split() == ['happiness', '86%']
+    assert not browser.texts('#faces .caption-label')
+
+    answer = browser.give(photograph(tmp_path, 9))
+    assert answer == '9 faces were found. Choose one below.'
+    faces = browser.wait(lambda: browser.all('#faces .thumbnail-item'))
+    assert [face.text for face in faces][7:] == ['8 neutral', '9 happiness']
+    faces[1].click()
+    browser.wait(lambda: browser.texts('#bars label') == ['Face 2'])
+    assert browser.texts('#bars h2') == ['surprise']
+    assert browser.texts('#heads label')[0].startswith('Face 2: where')
+    widths = browser.wait(lambda: browser.execute_script(
+        'return [...document.images].every(i => i.complete) &&'
+        '[...document.images].map(i => i.naturalWidth)'))
+    # What was uploaded, the boxes, and the galleries
+    assert len(widths) == 2 + 9 + 5 and all(widths)
+    assert browser.save_screenshot(str(tmp_path / 'page.png'))
+
+    (tmp_path / 'broken.jpg').write_bytes(b'no picture')
+    answer = browser.give(tmp_path / 'broken.jpg')
+    assert answer.startswith('This file can not be read as a picture: it is')
+    browser.wait(lambda: not browser.all('#upload img'))
+    Image.new('RGB', (64, 64)).save(tmp_path / 'black.png')
+    answer = browser.give(tmp_path / 'black.png')
+    assert answer.startswith('No face was found. Try')
+    for selector in '#faces', '#bars', '#heads':
+        assert not any(item.is_displayed() for item in browser.all(selector))
+    browser.all('#upload button[aria-label="Remove Image"]')[0].click()
+    browser.wait(lambda: browser.texts('#message') == [''])
+
+    assert browser.hosts() == {'127.0.0.1'}
+
+
+@pytest.mark.slow
+@needs_browser
+def test_page_of_a_real_model(serve, browser, tmp_path):
+    path = photograph(tmp_path)
+    cfg = Config.fromfile(f'{ROOT}/configs/dan_ferplus.py')
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(
+        dict(cfg.model, data_preprocessor=dict(cfg.data_preprocessor)))
+    torch.save(
+        dict(
+            meta=dict(dataset_meta=dict(classes=CLASSES)),
+            state_dict=model.state_dict()), tmp_path / 'dan.pth')
+
+    def detector(pictures):
+        size = len(pictures[0])
+        landmarks = np.float32([[.35, .4], [.65, .4], [.5, .6], [.4, .75],
+                                [.6, .75]])
+        return [[Face(np.float32([0, 0, size, size]), 0.9, size * landmarks)]]
+
+    browser.get(
+        serve(
+            FERInferencer(
+                tmp_path / 'dan.pth',
+                config=f'{ROOT}/configs/dan_ferplus.py',
+                detector=detector,
+                device='cpu')))
+    answer = browser.give(path)
+    assert answer.split()[3] in CLASSES
+    browser.wait(lambda: len(browser.all('#heads .thumbnail-item')) == 5)
+
+
+def test_a_model_without_heads(web_demo):
+    crop = np.zeros((8, 8, 3), np.uint8)
+    face = FaceResult(dict(anger=1.), crop=crop)
+    bars, heads = web_demo.show_face([face, face], 1)
+    assert bars.label == 'Face 2' and len(heads.value) == 1
+    assert heads.label == 'Face 2: this model has no attention heads'
+
+
+@pytest.mark.filterwarnings('ignore:Image size')
+def test_refused_files(web_demo, tmp_path, monkeypatch):
+    path = tmp_path / 'file.jpg'
+    for content in b'', b'<svg xmlns="http://www.w3.org/2000/svg"/>':
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match='picture: it is empty or in no'):
+            web_demo.read(str(path))
+    cv2.imwrite(str(path), draw_face(0, 240))
+    whole = path.read_bytes()
+    assert web_demo.read(str(path)).shape == (240, 240, 3)
+    path.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match='picture: .*truncated.* Try another'):
+        web_demo.read(str(path))
+    path.write_bytes(whole)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 240 * 240 - 1)
+    with pytest.raises(ValueError, match='picture: it has 240x240 pixels'):
+        web_demo.read(str(path))
+
+
+def test_command(web_demo, monkeypatch, capsys):
+    folders = []
+
+    class Page:
+
+        def launch(self, **options):
+            folders.append(os.environ['GRADIO_TEMP_DIR'])
+            assert os.path.isdir(folders[-1])
+            assert not options['share']
+            return None, f"http://{options['server_name']}/", None
+
+        def block_thread(self):
+            """Not here."""
+
+    monkeypatch.setattr(web_demo, 'FERInferencer',
+                        lambda model, config, device: lambda picture: [])
+    monkeypatch.setattr(web_demo, 'build', lambda inferencer: Page())
+    monkeypatch.setattr(web_demo.signal, 'signal', lambda *_: None)
+    for name in 'GRADIO_TEMP_DIR', 'no_proxy':
+        monkeypatch.setenv(name, '')
+
+    def run(*options):
+        monkeypatch.setattr(sys, 'argv', ['web_demo.py', 'model', *options])
+        web_demo.main()
+        return capsys.readouterr().out
+
+    output = run()
+    assert 'http://127.0.0.1/' in output and 'Warning' not in output
+    assert 'Warning' not in run('--host', 'localhost')
+    assert 'Warning: --host got 0.0.0.0, exp' in run('--host', '0.0.0.0')
+    assert len(folders) == 3 and not any(map(os.path.exists, folders))
+
+    def refuse(model, config, device):
+        raise ValueError('no such model')
+
+    monkeypatch.setattr(web_demo, 'FERInferencer', refuse)
+    with pytest.raises(SystemExit, match='no such model'):
+        run()
