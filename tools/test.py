@@ -196,12 +196,15 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.test_cfg.fp16 = True
 
     if args.show or args.show_dir is not None:
+        options = dict(
+            enable=True, out_dir=args.show_dir, interval=args.interval)
+        if cfg.default_hooks.visualization.type == 'DetVisualizationHook':
+            # That of MMDet draws every picture, and puts a relative folder
+            # into itself.
+            folder = args.show_dir and osp.abspath(args.show_dir)
+            options = dict(draw=True, test_out_dir=folder)
         cfg.default_hooks.visualization.update(
-            enable=True,
-            show=args.show,
-            wait_time=args.wait_time,
-            out_dir=args.show_dir,
-            interval=args.interval)
+            show=args.show, wait_time=args.wait_time, **options)
 
     if args.tta:
         if 'tta_model' not in cfg:

@@ -14,6 +14,7 @@ except ImportError as error:
 from .data_preprocessor import FaceDataPreprocessor
 from .mobilenet import MobileNetV1
 from .necks import RetinaFacePyramid, RetinaFaceSSH
+from .portrait_metric import FaceLandmarkMetric
 from .retinaface_head import RetinaFaceHead
 from .transforms import (PackFaceInputs, PrepareFaceImage, RandomFaceCrop,
                          RandomFaceFlip)
@@ -24,9 +25,9 @@ from .widerface import WiderFaceLandmarks
 from .widerface_metric import WiderFaceMetric
 
 __all__ = [
-    'FaceDataPreprocessor', 'FaceLocalVisualizer', 'MobileNetV1',
-    'PackFaceInputs', 'PrepareFaceImage', 'RandomFaceCrop', 'RandomFaceFlip',
-    'RetinaFaceHead', 'RetinaFacePyramid', 'RetinaFaceSSH', 'RetinaFaceTTA',
-    'WiderFaceLandmarks', 'WiderFaceMetric', 'convert', 'download',
-    'get_checkpoint'
+    'FaceDataPreprocessor', 'FaceLandmarkMetric', 'FaceLocalVisualizer',
+    'MobileNetV1', 'PackFaceInputs', 'PrepareFaceImage', 'RandomFaceCrop',
+    'RandomFaceFlip', 'RetinaFaceHead', 'RetinaFacePyramid', 'RetinaFaceSSH',
+    'RetinaFaceTTA', 'WiderFaceLandmarks', 'WiderFaceMetric', 'convert',
+    'download', 'get_checkpoint'
 ]

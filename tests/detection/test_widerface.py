@@ -1,5 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import os.path as osp
+import runpy
+import sys
 
 import cv2
 import numpy as np
@@ -460,7 +462,7 @@ def test_pipeline_of_training(wider_root):
 
 
 @pytest.mark.slow
-def test_trains_and_tests(wider_root):
+def test_trains_and_tests(wider_root, monkeypatch):
     cfg = small_config(wider_root)
     runner = Runner.from_cfg(cfg)
     runner.train()
@@ -469,7 +471,18 @@ def test_trains_and_tests(wider_root):
         f'wider_face/{subset}'
         for subset in ('easy', 'medium', 'hard')
     }
-    assert (wider_root / 'work_dir' / 'epoch_2.pth').is_file()
+    work_dir = wider_root / 'work_dir'
+    assert (work_dir / 'epoch_2.pth').is_file()
+    # The tool draws what was found.
+    config, = work_dir.glob('*.py')
+    arguments = [config, work_dir / 'epoch_2.pth', '--work-dir', work_dir]
+    monkeypatch.chdir(wider_root)
+    monkeypatch.setattr(
+        sys, 'argv',
+        ['test.py', *map(str, arguments), '--show-dir', 'drawn'])
+    runpy.run_path(f'{ROOT}/tools/test.py', run_name='__main__')
+    drawn = sorted(path.name for path in (wider_root / 'drawn').iterdir())
+    assert drawn == ['0.jpg', '1.jpg', '2.jpg', '3.jpg']
 
 
 def test_pipeline_of_testing(wider_root):
