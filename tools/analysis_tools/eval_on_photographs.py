@@ -92,6 +92,8 @@ def examine_portraits(inferencer: FERInferencer, folder: str) -> None:
     one = np.array([len(result.faces) == 1 for result in results])
     print(f'\n{len(rows)} portraits of {folder}: a face found in '
           f'{whole.mean():.1%}, exactly one in {one.mean():.1%}')
+    if not whole.any():
+        return
     scores = np.array([item for item in scores if item is not None])
     truth = truth[whole]
     answers = scores.argmax(1)
@@ -193,10 +195,14 @@ def examine_pasted(inferencer: FERInferencer,
     print(f'\n{len(truth)} pictures of FER+ pasted into scenes at 2 to 5 '
           f'times their size: {found.mean():.1%} found, and '
           f'{faces_elsewhere} faces elsewhere')
-    print(f'accuracy on the clean crops: {(clean == truth).mean():.1%}; on '
-          f'those that were found: {(clean == truth)[found].mean():.1%}')
+    print(f'accuracy on the clean crops: {(clean == truth).mean():.1%}')
+    if not found.any():
+        return
+    answers = np.array([item for item in pasted if item is not None]).argmax(1)
+    right = answers == truth[found]
     print(f'accuracy in the scenes: {right.mean():.1%} of those that were '
-          f'found, {right.sum() / len(truth):.1%} of all')
+          f'found ({(clean == truth)[found].mean():.1%} on their clean '
+          f'crops), {right.sum() / len(truth):.1%} of all')
     print_confusion(inferencer.classes, truth[found], answers)
 
 
