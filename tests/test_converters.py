@@ -2,12 +2,16 @@
 import os
 import runpy
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from conftest import ROOT
 from mmpretrain.registry import MODELS
 from reference import ReferenceDAN
+
+from dan_mm.apis import FERInferencer
+from dan_mm.datasets import RAFDB
 
 CONVERTER = f'{ROOT}/tools/model_converters/dan_to_mmpretrain.py'
 
@@ -72,6 +76,17 @@ def test_class_names_and_centres(convert, capsys):
 
 
 @torch.no_grad()
+def test_inference_needs_no_config(convert, tmp_path):
+    """It is the one of the data set, with the heads of the checkpoint."""
+    convert(original(num_heads=2), '--dataset', 'rafdb')
+    fer = FERInferencer(tmp_path / 'new folder' / 'dst.pth', device='cpu')
+    assert fer.classes == RAFDB.METAINFO['classes']
+    assert 'RAF-DB' in fer.about
+    face = np.zeros((100, 100, 3), np.uint8)
+    [result] = fer(face, aligned=True, attention_maps=True)
+    assert result.faces[0].attention_maps.shape == (2, 7, 7)
+
+
 def test_converts_the_backbone(convert):
     resnet = torchvision.models.resnet18().eval()
     weights = convert(

@@ -8,6 +8,7 @@ import pytest
 from conftest import draw_face, shared
 from mmpretrain.registry import DATASETS, TRANSFORMS
 
+from dan_mm.datasets import FER2013, RAFDB, SFEW, AffectNet, FERPlus, SynthFace
 from dan_mm.datasets.alignment import (align_face, box_transform,
                                        face_template, similarity_transform)
 
@@ -144,6 +145,31 @@ def test_the_transform_of_a_pipeline():
     for key, value in dict(interpolation='x', margin=-1, size=0).items():
         with pytest.raises(ValueError, match=f'AlignFace got {key}='):
             TRANSFORMS.build({'type': 'AlignFace', key: value})
+
+
+def test_a_template_of_ones_own():
+    """The landmarks are where it has them, by a transform of five points."""
+    template = FERPlus.METAINFO['alignment']['template']
+    align = TRANSFORMS.build(
+        dict(type='AlignFace', size=48, template=template))
+    assert align.settings['template'] == template
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 255, (90, 120, 3), np.uint8)
+    # Shifted by whole pixels, without another scale
+    keypoints = np.array(template) * 48 + [30, 20]
+    crop = align(dict(img=picture, keypoints=keypoints))['img']
+    assert (crop == picture[20:68, 30:78]).all()
+    with pytest.raises(ValueError, match=r'template of the shape \(4, 2\)'):
+        TRANSFORMS.build(dict(type='AlignFace', template=template[1:]))
+
+
+def test_data_sets_say_what_they_are(ferplus_root):
+    metainfo = FERPlus(ferplus_root, split='val').metainfo
+    for key in 'dataset_name', 'licence', 'alignment', 'color_type':
+        assert metainfo[key] == FERPlus.METAINFO[key]
+    for data_set in AffectNet, FER2013, FERPlus, RAFDB, SFEW, SynthFace:
+        assert data_set.METAINFO['dataset_name']
+        assert data_set.METAINFO['licence']
 
 
 def test_data_sets_note_the_alignment(tmp_path):
