@@ -1,4 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+import contextlib
 import importlib
 import os.path as osp
 import sys
@@ -24,9 +25,11 @@ def _check_versions() -> None:
 # does so in processes of its own.
 if not (osp.basename(sys.argv[0]).startswith('dan-mm')
         and sys.argv[1:2] == ['doctor']):
-    _check_versions()
-    # Importing them registers everything.
-    from . import models  # noqa: F401
-    from . import checkpoint, datasets, engine, evaluation  # noqa: F401
+    # MMPretrain prints what it does not find, into what a program prints.
+    with contextlib.redirect_stdout(sys.stderr):
+        _check_versions()
+        # Importing them registers everything.
+        from . import models  # noqa: F401
+        from . import checkpoint, datasets, engine, evaluation  # noqa: F401
 
 __all__ = ['__version__']

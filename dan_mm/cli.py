@@ -4,6 +4,7 @@
 # can be imported.
 import argparse
 import csv
+import errno
 import json
 import os
 import os.path as osp
@@ -105,18 +106,18 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
                                TextColumn, TimeRemainingColumn)
 
     from dan_mm.apis import FaceDetector, FERInferencer
+    from dan_mm.apis.inferencer import printable
     from dan_mm.apis.media import count, expand
     inputs = [
         int(item) if item.isdecimal() and not osp.exists(item) else item
         for item in args.inputs
     ]
     sources = expand(inputs[0] if len(inputs) == 1 else inputs)
-    for path in args.json, args.csv:
-        folder = osp.dirname(osp.abspath(path or ''))
-        if path and (osp.isdir(path) or not osp.isdir(folder)):
-            raise FileNotFoundError(
-                f'Can not write {path}, expected the path of a file in a '
-                f'folder that is there. Make {folder}, or give another path.')
+    check_targets(args, sources)
+    annotated = None
+    if args.out:
+        from dan_mm.apis.annotate import AnnotatedWriter
+        annotated = AnnotatedWriter(args.out, inputs, sources)
     inferencer = FERInferencer(
         args.model,
         args.config,
@@ -137,10 +138,8 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
             writers.append(
                 CSVWriter(
                     open_text(args.csv, output, stack), inferencer.classes))
-        if args.out:
-            from dan_mm.apis.annotate import AnnotatedWriter
-            writers.append(
-                stack.enter_context(AnnotatedWriter(args.out, inputs)))
+        if annotated:
+            writers.append(stack.enter_context(annotated))
         if not writers:
             writers.append(TextWriter(output))
         progress = stack.enter_context(
@@ -158,11 +157,37 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
                 smoothing=args.smoothing):
             summary.add(result)
             for writer in writers:
-                writer.write(picture, result)
+                try:
+                    writer.write(picture, result)
+                except OSError as error:
+                    if error.errno != errno.ENAMETOOLONG:
+                        raise
+                    summary.errors.append(str(error))
             progress.advance(task)
+    output.flush()
     for line in summary.lines():
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     return int(bool(summary.errors))
+
+
+def check_targets(args: argparse.Namespace, sources: Sequence) -> None:
+    """Refuse files to write that are inputs, or can not be written."""
+    if args.json and args.json == args.csv:
+        raise ValueError(f'Got {args.json} for --json and --csv, expected two '
+                         'files.')
+    taken = {
+        osp.realpath(source)
+        for source in sources if isinstance(source, str)
+    }
+    for path in args.json, args.csv:
+        folder = osp.dirname(osp.abspath(path or ''))
+        if path and (osp.isdir(path) or not osp.isdir(folder)):
+            raise FileNotFoundError(
+                f'Can not write {path}, expected the path of a file in a '
+                f'folder that is there. Make {folder}, or give another path.')
+        if path and osp.realpath(path) in taken:
+            raise ValueError(f'Got {path} to write, which is an input, '
+                             'expected another file.')
 
 
 def open_text(path: str, output: IO[str], stack: ExitStack) -> IO[str]:
@@ -214,9 +239,10 @@ class TextWriter:
 
     def write(self, picture, result) -> None:
         """Print a picture."""
+        from dan_mm.apis.inferencer import printable
         if result.error:  # at the end, with all that could not be read
             return
-        place = str(result.path)
+        place = printable(str(result.path))
         if result.frame is not None:
             place += f', frame {result.frame} ({result.time:.2f} s)'
         for number, face in enumerate(result.faces, 1):
@@ -300,7 +326,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             from dan_mm.apis.align_tree import run
             return run(args)
         # What others print is not for a reader of the results.
-        output = sys.stdout
+        output = sys.stdout or open(os.devnull, 'w')
         output.reconfigure(errors='backslashreplace')
         with redirect_stdout(sys.stderr):
             return predict(args, output)
@@ -311,7 +337,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         # The reader of the output has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ImportError, OSError, RuntimeError, TypeError,
+    except (ImportError, MemoryError, OSError, RuntimeError, TypeError,
             ValueError) as error:
         print(f'dan-mm {args.command}: {error}', file=sys.stderr)
         return 2

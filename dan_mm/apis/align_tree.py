@@ -22,6 +22,7 @@ from dan_mm.datasets.conversion import check_apart
 from dan_mm.datasets.folder import list_pictures
 from .annotate import write_whole
 from .faces import Face, FaceDetector
+from .find_model import find_model
 
 HEADER = [
     'path', 'status', 'crop', 'score', 'left', 'top', 'right', 'bottom',
@@ -63,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.5,
         help='the score from which on a face counts (default: %(default)s)')
+    parser.add_argument(
+        '--like',
+        metavar='MODEL',
+        help='align as the faces that a model was trained on (a checkpoint, a '
+        'work folder, or a name of the model index), instead of --size, '
+        '--margin and --interpolation')
     parser.add_argument('--config', help='the config of another detector')
     parser.add_argument('--checkpoint', help='the weights of the detector')
     parser.add_argument('--device', help='(default: a GPU, or the CPU)')
@@ -205,7 +212,13 @@ def align_batch(batch: List[Tuple[Picture, Future]], detector: FaceDetector,
         crops = []
         for number, face in enumerate(chosen, 1):
             path = picture.crop_path(number, rule == 'all')
-            crop = align(dict(img=img, keypoints=face.keypoints))['img']
+            try:
+                crop = align(dict(img=img, keypoints=face.keypoints))['img']
+            except (ValueError, cv2.error) as error:
+                reason = f'a face can not be aligned: {error}'
+                rows.append([picture.path, BROKEN, *[''] * 16, reason])
+                chosen = []
+                break
             content = cv2.imencode(
                 osp.splitext(path)[1], crop, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
             write_whole(osp.join(dst, path), content.tobytes())
@@ -241,6 +254,8 @@ def run(args: argparse.Namespace) -> int:
             f'{osp.abspath(args.src)} has no picture by its extension, '
             'expected some. Check the path.')
     align = AlignFace(args.size, args.margin, args.interpolation)
+    if args.like:
+        align = align_like(args.like)
     check_settings(args.dst, align.settings)
     done = read_report(args.dst)
     report = osp.join(args.dst, REPORT)
@@ -276,6 +291,19 @@ def run(args: argparse.Namespace) -> int:
                     align_batch(batch, detector, align, args.dst, args.faces))
                 file.flush()
     return summarize(report, others)
+
+
+def align_like(model: str) -> AlignFace:
+    """Align as the faces that a model was trained on.
+
+    Raises:
+        ValueError: If the model does not say how.
+    """
+    settings = find_model(model).metainfo.get('alignment')
+    if not isinstance(settings, dict):
+        raise ValueError(f'The model {model} does not say how its faces were '
+                         'aligned, expected it. Give --size and --margin.')
+    return AlignFace(**settings)
 
 
 def build_detector(args: argparse.Namespace) -> FaceDetector:

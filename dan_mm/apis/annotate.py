@@ -1,7 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import os
 import os.path as osp
-from typing import Dict, Optional, Sequence, Union
+from typing import Optional, Sequence, Set, Tuple, Union
 
 import cv2
 import numpy as np
@@ -13,40 +13,54 @@ from .media import Picture, Source
 
 class AnnotatedWriter:
     """Write pictures and videos with the faces drawn into them, in the tree
-    of the inputs. A context manager: files are whole when it ends.
+    of the inputs. A context manager: a video is whole when it ends.
 
     Args:
-        out (str): The folder to write.
+        out (str): The folder to write. What is there of the same names is
+            replaced.
         inputs (Sequence): What was given: the paths in a folder stay.
+        sources (Sequence): All files of that.
 
     Raises:
-        ValueError: If it is one of the inputs, or in one, or a file would be
-            overwritten.
+        ValueError: If the folder is in one of the inputs, or has one.
     """
 
-    def __init__(self, out: str, inputs: Sequence[Source]) -> None:
+    def __init__(self, out: str, inputs: Sequence[Source],
+                 sources: Sequence[Source]) -> None:
         self.out = out
         self.roots = [
             osp.abspath(item) for item in inputs
             if isinstance(item, str) and osp.isdir(item)
         ]
+        self.taken: Set[str] = set()
         self.number = 0
-        self.paths: Dict[str, str] = {}  # of the results, by their sources
         self.video: Optional[cv2.VideoWriter] = None
         self.source: Optional[str] = None
+        place = osp.join(osp.realpath(out), '')
         for root in self.roots:
-            if osp.commonpath([osp.realpath(out),
-                               osp.realpath(root)]) == osp.realpath(root):
+            if place.startswith(osp.join(osp.realpath(root), '')):
                 raise ValueError(
                     f'Got the folder {out} to write to, which is in {root}, '
                     'expected one elsewhere: what is written there would be '
                     'read the next time.')
+        for source in sources:
+            if isinstance(source,
+                          str) and osp.realpath(source).startswith(place):
+                raise ValueError(
+                    f'Got the folder {out} to write to, which has the input '
+                    f'{source}, expected another folder: it could be '
+                    'overwritten.')
 
     def __enter__(self) -> 'AnnotatedWriter':
         return self
 
-    def __exit__(self, *error) -> None:
-        self._close_video()
+    def __exit__(self, kind: Optional[type], *error) -> None:
+        # Who interrupts a camera wants what there is.
+        if kind is None or kind is KeyboardInterrupt:
+            self._close_video()
+        elif self.video is not None:
+            self.video.release()
+            os.remove(self.partial)
 
     def write(self, picture: Picture, result: PictureResult) -> None:
         """Draw the faces of a picture or frame, and write it.
@@ -60,7 +74,7 @@ class AnnotatedWriter:
         """
         if picture.img is None:
             # Broken frames keep their time.
-            if picture.frame is not None and picture.path == self.source:
+            if picture.frame and picture.path == self.source:
                 self._write_frame(picture, self.last)
             return
         img = draw_faces(picture.img, result.faces)
@@ -85,56 +99,58 @@ class AnnotatedWriter:
             extension = own if own.lower() in ('.jpg', '.jpeg',
                                                '.png') else '.png'
         path = osp.join(self.out, stem + extension)
-        if osp.realpath(path) == osp.realpath(source):
-            raise ValueError(
-                f'Got the folder {self.out} to write to, where {source} would '
-                'be overwritten, expected another folder.')
-        taken = set(self.paths.values())
         number = 1
-        while path in taken:
+        while path in self.taken:
             number += 1
             path = osp.join(self.out, f'{stem}-{number}{extension}')
-        self.paths[source] = path
+        self.taken.add(path)
         os.makedirs(osp.dirname(path), exist_ok=True)
         return path
 
     def _write_frame(self, picture: Picture, img: np.ndarray) -> None:
-        if self.video is None or picture.path != self.source:
+        if (self.video is None or picture.path != self.source
+                or not picture.frame):
             self._close_video()
-            self.source, self.size = picture.path, img.shape[1::-1]
-            self.target = self._path(picture.path, '.mp4')
-            rate = 25.
-            if osp.isfile(str(picture.path)):
-                video = cv2.VideoCapture(picture.path)
-                rate = video.get(cv2.CAP_PROP_FPS)
-                video.release()
-            rate = rate if 1 <= rate <= 240 else 25.
-            stem, extension = osp.splitext(self.target)
-            self.partial = f'{stem}.partial{extension}'
-            self.video = cv2.VideoWriter(self.partial,
-                                         cv2.VideoWriter_fourcc(*'mp4v'), rate,
-                                         self.size)
-            if not self.video.isOpened():
-                raise OSError(f'Can not write the video {self.target}. Check '
-                              'the folder, its permissions and the space on '
-                              'the disk.')
+            self._open_video(picture, img.shape[1::-1])
         if img.shape[1::-1] != self.size:
             img = cv2.resize(img, self.size)
         self.video.write(img)
         self.last = img
 
+    def _open_video(self, picture: Picture, size: Tuple[int, int]) -> None:
+        self.source, self.size = picture.path, size
+        self.target = self._path(picture.path, '.mp4')
+        rate = 25.
+        if osp.isfile(str(picture.path)):
+            video = cv2.VideoCapture(picture.path)
+            rate = video.get(cv2.CAP_PROP_FPS)
+            video.release()
+        rate = rate if 1 <= rate <= 240 else 25.
+        # The names of files have a limit of their own.
+        self.partial = osp.join(
+            osp.dirname(self.target), f'.{os.getpid()}.partial.mp4')
+        self.video = cv2.VideoWriter(self.partial,
+                                     cv2.VideoWriter_fourcc(*'mp4v'), rate,
+                                     size)
+        if not self.video.isOpened():
+            self.video = None
+            raise OSError(f'Can not write the video {self.target}. Check the '
+                          'folder, its permissions and the space on the disk.')
+
     def _close_video(self) -> None:
-        if self.video is not None:
-            self.video.release()
-            self.video = self.source = None
-            check = cv2.VideoCapture(self.partial)
-            whole = check.isOpened() and check.read()[0]
-            check.release()
-            if not whole:
-                raise OSError(
-                    f'The video {self.target} could not be written whole. '
-                    'Check the space on the disk.')
-            os.replace(self.partial, self.target)
+        if self.video is None:
+            return
+        self.video.release()
+        self.video = self.source = None
+        check = cv2.VideoCapture(self.partial)
+        whole = check.isOpened() and check.read()[0]
+        check.release()
+        if not whole:
+            if osp.exists(self.partial):
+                os.remove(self.partial)
+            raise OSError(f'The video {self.target} could not be written '
+                          'whole. Check the space on the disk.')
+        os.replace(self.partial, self.target)
 
 
 def write_whole(path: str, content: Union[bytes, np.ndarray]) -> None:

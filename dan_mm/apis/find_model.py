@@ -1,13 +1,17 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import ast
 import glob
+import math
 import os.path as osp
 import re
 import warnings
 from os import PathLike
-from typing import List, NamedTuple, Optional, Union
+from typing import Any, List, NamedTuple, Optional, Union
 
+import mmengine.registry
+import mmpretrain.registry
 from mmengine.config import Config
+from mmengine.registry import Registry
 from mmengine.runner import CheckpointLoader
 from mmpretrain.apis import ModelHub
 from mmpretrain.registry import DATASETS
@@ -36,11 +40,11 @@ def find_model(model: Union[str, PathLike, None] = None,
                config: Union[str, PathLike, None] = None) -> FoundModel:
     """Find the config and the weights of a model.
 
-    The config of a checkpoint is ``config``, or the one that MMEngine wrote
-    beside the checkpoint, or the one of this project's with the name that the
-    checkpoint has. The text of a config inside a checkpoint is never used, and
-    of the files beside it only one with nothing but settings: a config is code
-    and runs.
+    The config of a checkpoint is ``config``, which is code and runs, or the
+    one that MMEngine wrote beside the checkpoint, or the one of this project's
+    with the name that the checkpoint has. The one beside it is read, not run,
+    and can only build what is registered. The text of a config inside a
+    checkpoint is never used.
 
     Args:
         model (str | PathLike, optional): The path of a checkpoint or of a work
@@ -94,8 +98,7 @@ def find_model(model: Union[str, PathLike, None] = None,
     if config is not None:
         cfg = _load_config(str(config))
     else:
-        beside = _config_beside(path, checkpoint)
-        cfg = _load_config(beside) if beside else _config_by_name(
+        cfg = _config_beside(path, checkpoint) or _config_by_name(
             path, checkpoint)
     return FoundModel(cfg, checkpoint, path, _metainfo(cfg, checkpoint))
 
@@ -104,7 +107,10 @@ def _load_config(path: str) -> Config:
     path = osp.expanduser(path)
     if not osp.isfile(path):
         raise FileNotFoundError(f'Found no config {path}. Check the path.')
-    cfg = Config.fromfile(path)
+    return _check_config(Config.fromfile(path), path)
+
+
+def _check_config(cfg: Config, path: str) -> Config:
     missing = [
         key for key in ('model', 'test_dataloader') if cfg.get(key) is None
     ]
@@ -135,26 +141,88 @@ def _checkpoint_of_folder(folder: str) -> str:
     return max(found, key=osp.getmtime)
 
 
-def _is_dumped(path: str) -> bool:
-    """Whether a Python file is what MMEngine writes of a config: settings
-    and nothing that runs."""
-    plain = (ast.Module, ast.Assign, ast.Name, ast.Store, ast.Load, ast.Dict,
-             ast.List, ast.Tuple, ast.Constant, ast.keyword, ast.UnaryOp,
-             ast.USub)
+def _evaluate(node: ast.AST, known: dict) -> Any:
+    """Get the value of an expression of literals, ``dict(...)`` and names
+    that have a value, as MMEngine writes configs.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(node, ast.Call):
+        if getattr(node.func, 'id', None) != 'dict' or len(node.args) > 1:
+            raise ValueError('it calls something')
+        value = {}
+        for part in node.args:
+            value.update(_evaluate(part, known))
+        for keyword in node.keywords:
+            if keyword.arg is None:
+                raise ValueError('it unpacks something')
+            value[keyword.arg] = _evaluate(keyword.value, known)
+        return value
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        return {
+            _evaluate(key, known): _evaluate(value, known)
+            for key, value in zip(node.keys, node.values)
+        }
+    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
+        kind = dict(List=list, Tuple=tuple, Set=set)[type(node).__name__]
+        return kind(_evaluate(item, known) for item in node.elts)
+    if isinstance(node, ast.Name) and node.id in known:
+        return known[node.id]
+    return ast.literal_eval(node)
+
+
+def _read_settings(path: str) -> Optional[dict]:
+    """Read a file of settings as MMEngine writes configs, without running
+    anything.
+
+    Returns:
+        dict | None: The settings, None where the file has anything else or no
+        model.
+    """
+    settings: dict = dict(inf=math.inf, nan=math.nan)
     try:
         with open(path, encoding='utf-8') as file:
             tree = ast.parse(file.read())
-    except (OSError, SyntaxError, ValueError):
-        return False
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            if getattr(node.func, 'id', None) != 'dict' or node.args:
-                return False
-        elif not isinstance(node, plain):
-            return False
-    return any(
-        getattr(target, 'id', None) == 'model' for node in tree.body
-        for target in node.targets)
+        for node in tree.body:
+            if not isinstance(node, ast.Assign) or len(node.targets) > 1:
+                return None
+            settings[node.targets[0].id] = _evaluate(node.value, settings)
+    except (AttributeError, OSError, RecursionError, SyntaxError, TypeError,
+            ValueError):
+        return None
+    return settings if 'model' in settings else None
+
+
+def _check_types(settings: Any, path: str) -> None:
+    """Refuse settings that would build anything but what is registered:
+    MMEngine would import and call whatever a ``type`` names."""
+    if isinstance(settings, dict):
+        if isinstance(settings.get('type'), str):
+            _check_type(settings['type'], path)
+        settings = list(settings.values())
+    if isinstance(settings, (list, tuple)):
+        for item in settings:
+            _check_types(item, path)
+
+
+def _check_type(name: str, path: str) -> None:
+    for package in mmengine.registry, mmpretrain.registry:
+        for registry in vars(package).values():
+            if not isinstance(registry, Registry):
+                continue
+            for key in name, name.rsplit('.', 1)[-1]:
+                found = registry.module_dict.get(key)
+                # By its name, with a scope, or in full
+                if found is not None and name in (
+                        key, f'mmpretrain.{key}', f'mmengine.{key}',
+                        f'{found.__module__}.'
+                        f'{getattr(found, "__name__", "")}'):
+                    return
+    raise ValueError(
+        f'The config {path} has the type {name!r}, expected one that is '
+        'registered. Import the module that registers it, or, if you trust '
+        'that config, give it as `config`: then it runs.')
 
 
 def _experiment(checkpoint: dict) -> str:
@@ -164,20 +232,39 @@ def _experiment(checkpoint: dict) -> str:
     return re.sub(r'_\d{8}_\d{6}$', '', name) if isinstance(name, str) else ''
 
 
-def _config_beside(path: str, checkpoint: dict) -> Optional[str]:
+def _config_beside(path: str, checkpoint: dict) -> Optional[Config]:
+    """Read the config beside a checkpoint, if there is one."""
     folder = osp.dirname(osp.abspath(path))
-    found = [
-        file for file in glob.glob(osp.join(glob.escape(folder), '*.py'))
-        if _is_dumped(file)
-    ]
-    if len(found) > 1:
-        named = osp.join(folder, f'{_experiment(checkpoint)}.py')
+    files = sorted(glob.glob(osp.join(glob.escape(folder), '*.py')))
+    read = {file: _read_settings(file) for file in files}
+    found = [file for file in files if read[file] is not None]
+    named = osp.join(folder, f'{_experiment(checkpoint)}.py')
+    if named in files:
         if named not in found:
             raise ValueError(
-                f'Found the configs {", ".join(sorted(found))} beside the '
-                'checkpoint, expected one. Give the right one as `config`.')
-        return named
-    return found[0] if found else None
+                f'The config {named} has more than settings, expected it as '
+                'MMEngine writes it. If you trust it, give it as `config`: '
+                'then it runs.')
+        found = [named]
+    if len(found) > 1:
+        raise ValueError(
+            f'Found the configs {", ".join(found)} beside the checkpoint, '
+            'expected one. Give the right one as `config`.')
+    if not found:
+        if files:
+            warnings.warn(
+                f'{", ".join(files)} beside the checkpoint has more than '
+                'settings and is not used. If it is its config, and you trust '
+                'it, give it as `config`: then it runs.')
+        return None
+    # Nothing else is used.
+    settings = {
+        key: read[found[0]][key]
+        for key in ('model', 'data_preprocessor', 'train_dataloader',
+                    'test_dataloader') if key in read[found[0]]
+    }
+    _check_types(settings, found[0])
+    return _check_config(Config(settings, filename=found[0]), found[0])
 
 
 def _config_by_name(path: str, checkpoint: dict) -> Config:
@@ -246,21 +333,27 @@ def _work_folders() -> List[str]:
 def _metainfo(cfg: Config, checkpoint: dict) -> dict:
     """What is known about the training data."""
     dataset = (cfg.get('train_dataloader') or cfg.test_dataloader).dataset
-    while 'dataset' in dataset:  # one of MMEngine's wrappers
-        dataset = dataset.dataset
-    known = DATASETS.get(dataset.get('type', ''))
+    # MMEngine's wrappers
+    while 'dataset' in dataset or dataset.get('datasets'):
+        dataset = dataset.get('dataset') or dataset.datasets[0]
+    name = str(dataset.get('type', '')).rsplit('.', 1)[-1]
+    known = DATASETS.module_dict.get(name)
     metainfo = dict(getattr(known, 'METAINFO', None) or {})
+    if 'num_classes' in dataset and metainfo.get('classes'):
+        metainfo['classes'] = metainfo['classes'][:dataset.num_classes]
     meta = checkpoint.get('meta')
     said = (meta if isinstance(meta, dict) else {}).get('dataset_meta')
     said = said if isinstance(said, dict) else {}
-    if not said.get('classes'):
+    if not isinstance(said.get('classes'), (list, tuple)):
         if metainfo.get('classes'):
             warnings.warn(
                 'The checkpoint has no names of classes: those of '
                 f'{known.__name__} are taken, as its config says. Convert an '
                 'original checkpoint with `--dataset`.')
         return metainfo
-    if tuple(said['classes']) != tuple(metainfo.get('classes') or ()):
+    same = tuple(said['classes']) == tuple(metainfo.get('classes') or ())
+    if not same or said.get('dataset_name') not in (
+            None, metainfo.get('dataset_name')):
         # Other data, of which nothing but that is known
         metainfo = {}
     return {**metainfo, **said}

@@ -1,4 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+import json
+import os.path as osp
 import warnings
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -12,6 +14,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.apis import ImageClassificationInferencer, get_model
 
 from dan_mm.datasets import AlignFace
+from dan_mm.datasets.alignment import ALIGNMENT as ALIGNMENT_FILE
 from dan_mm.engine import CheckpointFitHook
 from dan_mm.models import MAN
 from .faces import Face, FaceDetector, choose_device
@@ -25,6 +28,25 @@ MAX_PIXELS = 2**25
 ALIGNMENT = dict(size=224, margin=0.1)
 # What has been said in this process
 _said = set()
+
+
+def _warn_once(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        warnings.warn(text)
+
+
+def printable(text: str) -> str:
+    """Escape what would do something to a terminal.
+
+    Args:
+        text (str): Any text, such as the name of a file.
+
+    Returns:
+        str: The text, with escapes for what can't be printed.
+    """
+    return ''.join(char if char.isprintable() else ascii(char)[1:-1]
+                   for char in text)
 
 
 @dataclass
@@ -160,28 +182,29 @@ class FERInferencer:
         self._gray = found.metainfo.get('color_type') == 'grayscale'
         self._align, known = self._find_alignment(found.metainfo, found.path)
         self.alignment = self._align.settings
-        self._name = str(found.metainfo.get('dataset_name') or '')
-        licence = found.metainfo.get('licence')
+        self._name, licence = (
+            printable(str(found.metainfo.get(key) or ''))[:200]
+            for key in ('dataset_name', 'licence'))
         self.about = (
             f'This model was trained on {self._name}; licence of the data: '
-            f'{licence}.' if self._name else
+            f'{licence or "unknown"}.' if self._name else
             'This model was trained on data that its checkpoint does not '
             'name; ask its author for their licence.')
-        self._say(self.about)
+        if self.about not in _said:
+            _said.add(self.about)
+            print_log(self.about, logger='current')
         if not known:
-            self._say('The checkpoint does not say how its faces were '
-                      f'aligned: {ALIGNMENT} is taken.')
-
-    @staticmethod
-    def _say(text: str) -> None:
-        if text not in _said:
-            _said.add(text)
-            print_log(text, logger='current')
+            _warn_once('The checkpoint does not say how its faces were '
+                       f'aligned, expected it: {ALIGNMENT} is taken, which '
+                       'may fit badly. Align the training data with `dan-mm '
+                       'align` for a model that says it.')
 
     @staticmethod
     def _find_classes(metainfo: dict, checkpoint: dict,
                       path: str) -> Tuple[str, ...]:
-        classes = tuple(map(str, metainfo.get('classes') or ()))
+        classes = metainfo.get('classes')
+        classes = tuple(map(str, classes)) if isinstance(
+            classes, (list, tuple)) else ()
         weights = checkpoint['state_dict']
         last = [
             len(value) for key, value in weights.items()
@@ -194,26 +217,41 @@ class FERInferencer:
                 f'{classes or "of none"}, expected a name for each. Convert '
                 'an original checkpoint with `--dataset`, or give the '
                 '`config` that the model was trained with.')
-        if len(set(classes)) < len(classes):
+        if len(set(classes)) < len(classes) or not all(name.isprintable()
+                                                       for name in classes):
             raise ValueError(f'The checkpoint {path} has the classes '
-                             f'{classes}, expected different names.')
+                             f'{classes}, expected different names that can '
+                             'be printed.')
         return classes
 
     def _build(self, cfg, checkpoint: dict,
                path: str) -> ImageClassificationInferencer:
         cfg = cfg.copy()
+        data = cfg.test_dataloader.get('dataset') or {}
+        while 'dataset' in data or data.get('datasets'):
+            # MMEngine's wrappers
+            data = data.get('dataset') or data.datasets[0]
+        missing = [
+            name for name, holder in (('backbone', cfg.model),
+                                      ('head', cfg.model), ('pipeline', data))
+            if not holder.get(name)
+        ]
+        if missing:
+            raise ValueError(
+                f'The config of {path} has no {", ".join(missing)}, expected '
+                'that of a classifier of pictures, and how it is tested. Give '
+                'the `config` that the model was trained with.')
         # The weights are all in the checkpoint.
         cfg.model.backbone.init_cfg = None
         if 'num_classes' in cfg.model.head:
             cfg.model.head.num_classes = len(self.classes)
-        pipeline = cfg.test_dataloader.dataset
-        while 'pipeline' not in pipeline:  # one of MMEngine's wrappers
-            pipeline = pipeline.dataset
-        cfg.test_dataloader.dataset.pipeline = [
-            step for step in pipeline.pipeline
-            if step.type not in ('LoadImageFromFile', 'LoadCheckedImage',
-                                 'AlignFace')
-        ]
+        done = 'LoadImageFromFile', 'LoadCheckedImage', 'AlignFace'
+        cfg.test_dataloader.dataset = dict(
+            type='CustomDataset',
+            pipeline=[
+                step for step in data.pipeline
+                if str(step.type).rsplit('.', 1)[-1] not in done
+            ])
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             built = get_model(cfg)
             problems = CheckpointFitHook().compare(built, checkpoint)
@@ -231,8 +269,6 @@ class FERInferencer:
         known = metainfo.get('alignment')
         try:
             align = AlignFace(**(known or ALIGNMENT))
-            if np.max(align.size) > 4096:
-                raise ValueError(f'crops of {align.size} pixels')
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f'The checkpoint {path} has the alignment {known} ({error}), '
@@ -272,14 +308,13 @@ class FERInferencer:
             ValueError: If a folder has no pictures, or a camera is given,
                 which has no end.
         """
-        sources = expand(inputs)
-        if any(isinstance(source, int) for source in sources):
+        if any(isinstance(source, int) for source in expand(inputs)):
             raise ValueError(
                 f'Got the camera {inputs}, which has no end, expected files. '
                 'Take one frame after the other: '
                 '`for result in inferencer.stream(0)`.')
         return list(
-            self.stream(sources, aligned, embeddings, attention_maps,
+            self.stream(inputs, aligned, embeddings, attention_maps,
                         smoothing))
 
     def stream(self,
@@ -314,15 +349,14 @@ class FERInferencer:
             tuple[Picture, PictureResult]: The picture, and its faces.
         """
         if self._name.startswith('synthface'):
-            text = ('This model was trained on drawn faces: what it says '
-                    'about photographs means nothing. Train one on '
-                    'photographs.')
-            if text not in _said:
-                _said.add(text)
-                warnings.warn(text)
+            _warn_once('This model was trained on drawn faces: what it says '
+                       'about photographs means nothing. Train one on '
+                       'photographs.')
         if smoothing is not None:
             FaceTracker(smoothing)  # refuses a value out of range
         sources = expand(inputs)
+        if aligned:
+            self._compare_alignment(inputs)
         tracker, video = None, None
         for batch in self._batches(read(sources), sources):
             results = self._predict(batch, aligned, embeddings, attention_maps)
@@ -332,6 +366,20 @@ class FERInferencer:
                         tracker, video = FaceTracker(smoothing), picture.path
                     self._smooth(tracker, result)
                 yield picture, result
+
+    def _compare_alignment(self, inputs) -> None:
+        """Warn of folders whose faces were aligned in another way."""
+        for item in inputs if isinstance(inputs, (list, tuple)) else [inputs]:
+            path = osp.join(str(item), ALIGNMENT_FILE)
+            if isinstance(item, (str, PathLike)) and osp.isfile(path):
+                with open(path, encoding='utf-8') as file:
+                    found = json.load(file)
+                if found != self.alignment:
+                    _warn_once(
+                        f'{path} says that its faces were aligned with '
+                        f'{found}, the model expects {self.alignment}: what '
+                        'it says about them may be wrong. Align them with '
+                        '`dan-mm align --like MODEL`.')
 
     def _batches(self, pictures: Iterator[Picture],
                  sources: list) -> Iterator[List[Picture]]:
@@ -368,9 +416,16 @@ class FERInferencer:
         step = 4 * self.batch_size
         for start in range(0, len(faces), step):
             part = faces[start:start + step]
-            crops = [self._crop(img, face) for img, face, _ in part]
+            crops, whole = [], []
+            for img, face, result in part:
+                try:
+                    crops.append(self._crop(img, face))
+                    whole.append((face, result))
+                except (ValueError, cv2.error) as error:
+                    result.error = (f'A face at {face.bbox.tolist()} can not '
+                                    f'be aligned: {error}')
             classified = self._classify(crops, embeddings, attention_maps)
-            for (_, face, result), one in zip(part, classified):
+            for (face, result), one in zip(whole, classified):
                 if face is not None:
                     one = replace(one, **face._asdict())
                 result.faces.append(one)
@@ -390,7 +445,8 @@ class FERInferencer:
                   attention_maps: bool) -> List[FaceResult]:
         model = self._classifier.model
         results = []
-        for data in self._classifier.preprocess(crops, len(crops)):
+        # An empty list is no batch.
+        for data in self._classifier.preprocess(crops, len(crops) or 1):
             data = model.data_preprocessor(data)
             stage = model.backbone(data['inputs'])
             feats = model.neck(stage) if model.with_neck else stage
@@ -405,6 +461,11 @@ class FERInferencer:
                 scores = dict(
                     zip(self.classes,
                         sample.pred_score.float().tolist()))
+                if not np.isfinite(list(scores.values())).all():
+                    raise ValueError(
+                        f'The model gives the scores {scores}, expected '
+                        'numbers. Its weights are broken: train it again, or '
+                        'take another checkpoint.')
                 results.append(
                     FaceResult(
                         scores,
@@ -418,7 +479,11 @@ class FERInferencer:
             np.array(list(face.scores.values()), np.float32)
             for face in result.faces
         ]
-        numbers = tracker.update([face.bbox for face in result.faces], scores)
+        # An aligned crop is one face, always at the same place.
+        place = np.array([0, 0, 1, 1], np.float32)
+        numbers = tracker.update([
+            place if face.bbox is None else face.bbox for face in result.faces
+        ], scores)
         for face, number in zip(result.faces, numbers):
             face.track = number
             smoothed = tracker.tracks[number].scores.tolist()

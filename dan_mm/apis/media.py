@@ -1,4 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+import math
 import os
 import os.path as osp
 from os import PathLike
@@ -17,8 +18,9 @@ VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg',
 COUNTED = ('.mp4', '.avi', '.mov', '.m4v')
 # How many frames in a row may be broken before a video is given up
 MAX_BROKEN = 100
+MAX_FILE = 2**30  # bytes of a picture
 
-Source = Union[str, PathLike, int, np.ndarray]
+Source = Union[str, PathLike, int, np.ndarray, 'Picture']
 
 
 class Picture(NamedTuple):
@@ -28,7 +30,8 @@ class Picture(NamedTuple):
         img (ndarray, optional): BGR, uint8 of shape ``(H, W, 3)``. None where
             it is broken.
         path (str, optional): The file or the camera that it is from.
-        frame (int, optional): In a video, its number, from 0.
+        frame (int, optional): In a video, its number, from 0, among those
+            that FFmpeg gives: it skips some broken ones without a word.
         time (float, optional): In a video, its time in seconds.
         error (str, optional): What is wrong with it.
     """
@@ -57,17 +60,25 @@ def expand(inputs: Union[Source, Sequence[Source]]) -> List[Source]:
     Returns:
         list: Files, numbers of cameras and pictures.
 
+    What of a list is no source becomes a picture with an error.
+
     Raises:
         FileNotFoundError: If a single input is no file or folder.
+        OSError: If a single folder can't be read.
         TypeError: If an input is something else.
-        ValueError: If a folder has no pictures or videos.
+        ValueError: If a single folder has no pictures or videos.
     """
+    if isinstance(inputs, Picture):
+        return [inputs]
     if isinstance(inputs, (list, tuple)):
         sources = []
         for item in inputs:
             # One that is missing is an error of its own, later.
             folder = isinstance(item, (str, PathLike)) and osp.isdir(str(item))
-            sources += expand(item) if folder else [_checked(item)]
+            try:
+                sources += expand(item) if folder else [_checked(item)]
+            except (OSError, ValueError) as error:
+                sources.append(Picture(None, str(item), error=str(error)))
         return sources
     inputs = _checked(inputs)
     if not isinstance(inputs, str):
@@ -89,8 +100,8 @@ def expand(inputs: Union[Source, Sequence[Source]]) -> List[Source]:
 def _checked(source: Source) -> Source:
     if isinstance(source, PathLike):
         return str(source)
-    if isinstance(source,
-                  (str, int, np.ndarray)) and not isinstance(source, bool):
+    known = Picture, str, int, np.ndarray
+    if isinstance(source, known) and not isinstance(source, bool):
         return source
     raise TypeError(
         f'Got an input of the type {type(source).__name__}, expected a path, '
@@ -113,6 +124,8 @@ def read(sources: Sequence[Source]) -> Iterator[Picture]:
             yield from read_video(source)
         elif isinstance(source, np.ndarray):
             yield _read_array(source)
+        elif isinstance(source, Picture):
+            yield source
         else:
             yield _read_file(source)
 
@@ -153,7 +166,18 @@ def _read_array(img: np.ndarray) -> Picture:
 
 
 def _read_file(path: str) -> Picture:
+    if '://' in path:
+        # MMEngine would open it.
+        return Picture(
+            None,
+            path,
+            error=f'Got the address {path}, expected a file. Download it '
+            'first.')
     try:
+        if osp.isfile(path) and osp.getsize(path) > MAX_FILE:
+            raise ValueError(
+                f'The picture {path} has {osp.getsize(path)} bytes, expected '
+                f'at most {MAX_FILE}. Shrink it.')
         loaded = LoadCheckedImage()(dict(img_path=path))
     except FileNotFoundError:
         return Picture(
@@ -187,7 +211,9 @@ def read_video(source: Union[str, int]) -> Iterator[Picture]:
             error=f'The video {path} is an empty file of 0 bytes, expected '
             'one with frames.')
         return
-    video = cv2.VideoCapture(source)
+    # OpenCV takes numbers of cameras of 32 bits.
+    known = not isinstance(source, int) or 0 <= source < 100
+    video = cv2.VideoCapture(source) if known else cv2.VideoCapture()
     try:
         if not video.isOpened():
             yield Picture(None, path, error=_not_opened(source))
@@ -210,7 +236,7 @@ def _read_frames(video: cv2.VideoCapture, source: Union[str, int],
                  path: str) -> Iterator[Picture]:
     width = video.get(cv2.CAP_PROP_FRAME_WIDTH)
     height = video.get(cv2.CAP_PROP_FRAME_HEIGHT)
-    if width * height > Image.MAX_IMAGE_PIXELS:
+    if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
         yield Picture(
             None,
             path,
@@ -258,6 +284,5 @@ def _read_frames(video: cv2.VideoCapture, source: Union[str, int],
         yield Picture(
             None,
             path,
-            frame - len(broken),
-            error=f'The video {path} ends after {read} frames that could be '
-            f'read, expected {total}. It is broken or cut off.')
+            error=f'The video {path} has {total} frames by its header, of '
+            f'which {read} could be read: it is broken or cut off.')

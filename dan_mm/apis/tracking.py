@@ -91,8 +91,8 @@ class FaceTracker:
             last = np.stack([self.tracks[number].bbox for number in known])
             iou = box_iou(from_numpy(np.stack(boxes)),
                           from_numpy(last)).numpy()
-            # A pair that overlaps less is none.
-            iou[iou < self.min_iou] = 0
+            # A pair that overlaps less, or has no area, is none.
+            iou[~(iou >= self.min_iou)] = 0
             for i, j in zip(*linear_sum_assignment(iou, maximize=True)):
                 if iou[i, j] > 0:
                     numbers[i] = known[j]

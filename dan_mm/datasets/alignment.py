@@ -15,6 +15,8 @@ TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [
 # The files that tools/dataset_converters/align_faces.py puts beside the faces:
 # how it aligned them, and what happened to each picture.
 ALIGNMENT, REPORT = 'alignment.json', 'faces.csv'
+# OpenCV can not warp a picture with a longer side.
+MAX_WARP = 2**15 - 1
 LANDMARKS = ('left eye', 'right eye', 'nose tip', 'left mouth corner',
              'right mouth corner')
 
@@ -170,11 +172,29 @@ def align_face(img: np.ndarray,
         matrix = matrix @ np.array([[x, 0,
                                      (x - 1) / 2], [0, y,
                                                     (y - 1) / 2], [0, 0, 1]])
+    if max(img.shape[:2]) >= MAX_WARP:
+        img, matrix = _cut_out(img, matrix, size)
     return cv2.warpAffine(
         img,
         matrix,
         size,
         flags=mmcv.image.geometric.cv2_interp_codes[interpolation])
+
+
+def _cut_out(img: np.ndarray, matrix: np.ndarray,
+             size: Tuple[int, int]) -> Tuple[np.ndarray, np.ndarray]:
+    """Cut out the part of a picture that a crop needs."""
+    corners = np.array([[0, 0, 1], [size[0], 0, 1], [0, size[1], 1],
+                        [*size, 1]])
+    needed = corners @ cv2.invertAffineTransform(matrix).T
+    # Interpolation reaches 4 pixels beyond.
+    first = np.floor(needed.min(0)).astype(int) - 4
+    last = np.ceil(needed.max(0)).astype(int) + 4
+    first = np.clip(first, 0, np.array(img.shape[1::-1]) - 1)
+    last = np.clip(last, first + 1, first + MAX_WARP - 1)
+    part = img[first[1]:last[1], first[0]:last[0]]
+    shift = matrix[:, :2] @ first
+    return part, np.column_stack([matrix[:, :2], matrix[:, 2] + shift])
 
 
 @TRANSFORMS.register_module()
@@ -220,16 +240,21 @@ class AlignFace(BaseTransform):
         if interpolation not in known:
             raise ValueError(f"AlignFace got interpolation='{interpolation}', "
                              f'expected one of {known}.')
-        if margin < 0:
+        if not 0 <= margin <= 10:
             raise ValueError(f'AlignFace got margin={margin}, expected at '
-                             'least 0.')
-        if min((size, ) if isinstance(size, int) else size) < 1:
-            raise ValueError(f'AlignFace got size={size}, expected at least '
-                             '1 pixel.')
-        if template is not None and np.shape(template) != (5, 2):
-            raise ValueError(
-                f'AlignFace got a template of the shape {np.shape(template)}, '
-                f'expected (5, 2): {", ".join(LANDMARKS)}.')
+                             'least 0, and at most 10.')
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2 or not all(
+                type(side) is int and 1 <= side <= 4096 for side in sides):
+            raise ValueError(f'AlignFace got size={size}, expected one or two '
+                             'numbers of pixels, at least 1 and at most 4096.')
+        if template is not None:
+            if np.shape(template) != (5, 2):
+                raise ValueError('AlignFace got a template of the shape '
+                                 f'{np.shape(template)}, expected (5, 2): '
+                                 f'{", ".join(LANDMARKS)}.')
+            # It refuses points that are not finite, or coincide.
+            similarity_transform(TEMPLATE, template)
         self.size = size
         self.margin = margin
         self.interpolation = interpolation

@@ -346,6 +346,9 @@ class FERFolder(ClassFolders):
             val_split=val_split,
             metainfo=dict(classes=tuple(classes)),
             **kwargs)
+        # It is other data, whatever its classes are.
+        name = osp.basename(osp.abspath(data_root))
+        self._metainfo['dataset_name'] = f'the folder {name}'
 
     def _check_splits(self, data_root: str, parted: bool) -> None:
         folders = list_folders(data_root)

@@ -139,11 +139,17 @@ def test_two_files_of_one_name(predict, tree, tmp_path, picture_of):
     assert other.read_bytes() == before
 
 
-def test_refusals(predict, tree, tmp_path):
+def test_refusals(predict, tree, tmp_path, picture_of):
+    other = tmp_path / 'a.png'
+    cv2.imwrite(str(other), picture_of(2))
+    before = (tree / 'a.png').read_bytes()
     for arguments, sentence in (
         ([tmp_path / 'nowhere'], 'Found no file or folder'),
         ([tree, '--out', tree / 'out'], 'expected one elsewhere'),
         ([tree / 'a.png', '--out', tree], 'expected another folder'),
+        ([other, tree / 'a.png', '--out', tree], 'expected another folder'),
+        ([tree, '--json', tree / 'a.png'], 'which is an input'),
+        ([tree, '--json', '-', '--csv', '-'], 'expected two files'),
         ([tree, '--json', tmp_path / 'no' / 'x'], 'Can not write'),
         ([tree, '--smoothing', 3], 'expected the weight of the past'),
         ([tree, '--batch-size', 0], 'batch_size=0'),
@@ -154,6 +160,55 @@ def test_refusals(predict, tree, tmp_path):
         assert sentence in error and 'Traceback' not in error
         assert output == ''
     assert not (tree / 'out').exists()
+    assert (tree / 'a.png').read_bytes() == before
+
+
+def test_long_names_lose_no_other(predict, tmp_path, picture_of):
+    """A name that fits for the input alone"""
+    src = tmp_path / 'src'
+    src.mkdir()
+    for name in f'{"a" * 250}.bmp', 'b.png':
+        cv2.imwrite(str(tmp_path / 'x.png'), picture_of(1))
+        os.replace(tmp_path / 'x.png', src / name)
+    os.rename(src / f'{"a" * 250}.bmp', src / f'{"a" * 251}.bmp')
+    code, _, error = predict(src, src, '--out', tmp_path / 'out')
+    assert code == 1 and 'File name too long' in error
+    assert sorted(map(len, os.listdir(tmp_path / 'out'))) == [5, 7, 255]
+
+
+def test_a_video_twice(predict, tree, tmp_path):
+    film = tree / 'film.avi'
+    assert predict(film, film, '--out', tmp_path / 'out')[0] == 0
+    for name in 'film.mp4', 'film-2.mp4':
+        video = cv2.VideoCapture(str(tmp_path / 'out' / name))
+        assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert len(os.listdir(tmp_path / 'out')) == 2
+
+
+def test_what_is_printed_is_harmless(predict, tree):
+    os.rename(tree / 'a.png', tree / 'x: face 1: joy\n\x1b[2J.png')
+    code, output, _ = predict(tree)
+    assert code == 0 and len(output.splitlines()) == 9
+    assert '\x1b' not in output
+    assert '/x: face 1: joy\\n\\x1b[2J.png: face 1: ' in output
+
+
+def test_a_process_prints_nothing_but_results(work_dir, tree):
+    command = [
+        sys.executable, '-m', 'dan_mm.cli', 'predict', tree / 'a.png',
+        '--aligned', '--model', work_dir, '--device', 'cpu', '--json', '-'
+    ]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True)
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)['faces'][0]['expression']
+    assert b'FER+' in process.stderr
+    for target in '>/dev/full', '>&-':
+        process = subprocess.run(
+            ['bash', '-c', f'"$@" {target}', 'bash', *map(str, command)],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True)
+        assert 'Traceback' not in process.stderr
 
 
 def test_no_model(tmp_path, monkeypatch, capsys):

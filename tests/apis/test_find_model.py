@@ -1,13 +1,16 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """The config and the weights of a model: which are taken, and which never."""
+import glob
 import hashlib
 import os
 import shutil
+import sys
 
 import pytest
 import torch
 import yaml
 from conftest import ROOT
+from mmengine.config import Config
 from mmpretrain.apis import ModelHub
 
 from dan_mm.apis import find_model
@@ -59,6 +62,17 @@ def test_other_classes_are_other_data(tmp_path):
         experiment_name='dan_ferplus',
         dataset_meta=dict(classes=('bored', 'amused')))
     assert find_model(path).metainfo == dict(classes=('bored', 'amused'))
+    # Also where they have the names of its classes
+    meta = dict(classes=FERPLUS, dataset_name='the folder mine')
+    save(path, experiment_name='dan_ferplus', dataset_meta=meta)
+    assert find_model(path).metainfo == meta
+    # With fewer classes, AffectNet is still AffectNet.
+    classes = AffectNet.METAINFO['classes'][:7]
+    meta = dict(classes=classes)
+    save(path, experiment_name='dan_affectnet7', dataset_meta=meta)
+    metainfo = find_model(path).metainfo
+    assert metainfo['classes'] == classes
+    assert metainfo['dataset_name'] == 'AffectNet'
 
 
 def test_the_number_of_heads_of_converted_weights(tmp_path):
@@ -96,6 +110,61 @@ def test_no_program_beside_a_checkpoint_is_run(tmp_path):
     with pytest.raises(ValueError, match='no test_dataloader'):
         find_model(path, tmp_path / 'setup0.py')
     assert mark.exists()
+
+
+@pytest.mark.parametrize('kind', ['pipeline', 'model', 'dataset'])
+def test_no_type_in_a_config_is_called(work_dir, tmp_path, kind):
+    """MMEngine calls whatever a `type` names."""
+    folder = shutil.copytree(work_dir, tmp_path / 'work')
+    mark = tmp_path / 'mark'
+    evil = f"dict(type='os.mkdir', path={str(mark)!r})"
+    config = folder / 'dan_ferplus.py'
+    config.write_text(config.read_text() + dict(
+        pipeline=f'test_dataloader = dict(dataset=dict(pipeline=[{evil}]))',
+        model=f"model = dict(type='ImageClassifier', backbone={evil})",
+        dataset=f'train_dataloader = dict(dataset={evil})')[kind])
+    with pytest.raises(ValueError, match="type 'os.mkdir', expected one that"):
+        find_model(folder)
+    assert not mark.exists()
+
+
+def test_a_config_is_read_and_not_run(work_dir, tmp_path):
+    """Neither a base, nor an import, nor what MMEngine puts in by text."""
+    mark = tmp_path / 'mark'
+    name = "e'+str(open('mark','w'))+'"
+    folder = shutil.copytree(work_dir, tmp_path / name)
+    (folder / 'evil.py').write_text(f"open({str(mark)!r}, 'w')")
+    config = folder / 'dan_ferplus.py'
+    config.write_text(config.read_text() + "_base_ = ['evil.py']\n"
+                      "custom_imports = dict(imports=['this'])\n"
+                      "x = '{{ fileDirname }}'\n")
+    assert find_model(folder).cfg.model.backbone.base_channels == 8
+    assert not mark.exists() and not os.path.exists('mark')
+    assert 'this' not in sys.modules
+
+
+def test_the_configs_of_this_project_can_be_read_as_they_are_dumped(tmp_path):
+    for path in glob.glob(f'{ROOT}/configs/*.py'):
+        cfg = Config.fromfile(path)
+        cfg.custom_keys = {'backbone.layer1': dict(lr_mult=-0.1)}
+        cfg.limits = [float('inf'), float('nan'), None, (1, )]
+        save(tmp_path / 'a.pth', experiment_name='x', dataset_meta=dict(a=1))
+        cfg.dump(tmp_path / 'x.py')
+        found = find_model(tmp_path / 'a.pth').cfg
+        assert found.filename == str(tmp_path / 'x.py')
+        assert found.model == cfg.model
+        assert found.test_dataloader == cfg.test_dataloader
+
+
+def test_a_config_that_can_not_be_read_is_not_passed_over(work_dir, tmp_path):
+    folder = shutil.copytree(work_dir, tmp_path / 'work')
+    with open(folder / 'dan_ferplus.py', 'a') as file:
+        file.write('x = list(range(3))\n')
+    with pytest.raises(ValueError, match='has more than settings'):
+        find_model(folder)
+    (folder / 'dan_ferplus.py').rename(folder / 'other.py')
+    with pytest.warns(UserWarning, match='other.py beside .* is not used'):
+        find_model(folder)
 
 
 def test_several_configs(work_dir, tmp_path):

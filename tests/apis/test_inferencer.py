@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, draw_face
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
@@ -59,7 +60,7 @@ def test_the_scores_are_those_of_the_runner(fer, work_dir, tmp_path):
     for i in range(3):
         cv2.imwrite(str(tmp_path / f'{i}.png'), draw_face(i))
     found = fer(tmp_path, aligned=True)
-    cfg = inferencer.find_model(work_dir).cfg
+    cfg = Config.fromfile(work_dir / 'dan_ferplus.py')
     cfg.load_from, cfg.work_dir = str(work_dir / 'epoch_5.pth'), str(tmp_path)
     runner = Runner.from_cfg(cfg)
     runner.load_or_resume()
@@ -276,9 +277,9 @@ def test_says_once_what_it_was_trained_on(work_dir, detector, monkeypatch,
         folder / 'epoch_5.pth',
         folder / 'epoch_5.pth',
         dataset_meta=dict(classes=tuple('abcdefgh')))
-    unknown = FERInferencer(folder)
+    with pytest.warns(UserWarning, match='how its faces were aligned'):
+        unknown = FERInferencer(folder)
     assert 'does not name' in unknown.about
-    assert 'does not say how its faces were aligned' in said[-1]
     assert unknown.alignment['margin'] == 0.1
 
 
@@ -327,6 +328,81 @@ def test_refusals(work_dir, tmp_path):
         FERInferencer(folder)
     torch.save(dict(state_dict={}, meta=os.system), path)
     with pytest.raises(CheckpointLoadError):
+        FERInferencer(folder)
+
+
+def test_one_bad_face_loses_no_other(fer, picture_of):
+    """Whose landmarks coincide, or are no numbers."""
+    find = fer.detector.__class__.__call__
+    for value in (7, np.nan, np.inf):
+
+        def spoil(pictures):
+            found = find(fer.detector, pictures)
+            found[1][0].keypoints[:] = value
+            return found
+
+        detector, fer.detector = fer.detector, spoil
+        fer.detector.__dict__.update(batches=[])
+        results = fer([picture_of(1), picture_of(2), picture_of(1)])
+        fer.detector = detector
+        assert [len(result.faces) for result in results] == [1, 1, 1]
+        assert 'can not be aligned' in results[1].error
+        assert results[1].faces[0].bbox[0] == 60
+
+
+def test_broken_weights(work_dir, tmp_path, detector, picture_of):
+    folder = shutil.copytree(work_dir, tmp_path / 'work')
+    checkpoint = torch.load(folder / 'epoch_5.pth', weights_only=True)
+    checkpoint['state_dict']['head.fc.weight'][:] = np.nan
+    torch.save(checkpoint, folder / 'epoch_5.pth')
+    with pytest.raises(ValueError, match='weights are broken'):
+        FERInferencer(folder, detector=detector)(picture_of(1))
+
+
+def test_faces_that_were_aligned_in_another_way(fer, picture_of, tmp_path,
+                                                monkeypatch):
+    monkeypatch.setattr(inferencer, '_said', set())
+    cv2.imwrite(str(tmp_path / 'a.png'), picture_of(1))
+    for settings, warns in ((fer.alignment, 0), (dict(size=9), 1)):
+        (tmp_path / 'alignment.json').write_text(json.dumps(settings))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            fer(tmp_path, aligned=True)
+        found = [item for item in said if 'dan-mm align' in str(item.message)]
+        assert len(found) == warns
+
+
+def test_an_aligned_video_is_one_face(fer, write_video, tmp_path):
+    frames = [np.full((48, 48, 3), 20 * i, np.uint8) for i in range(5)]
+    path = write_video(tmp_path / 'a.avi', frames, 'HFYU')
+    results = fer(path, aligned=True, smoothing=0.5)
+    assert [item.faces[0].track for item in results] == [0] * 5
+
+
+def test_what_a_strange_checkpoint_says(work_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(inferencer, '_said', set())
+    folder = shutil.copytree(work_dir, tmp_path / 'work')
+    path = folder / 'epoch_5.pth'
+    meta = dict(FERPlus.METAINFO, licence='\x1b]0;owned\x07' + 'x' * 999)
+    edit(path, path, dataset_meta=meta)
+    about = FERInferencer(folder).about
+    assert about.isprintable() and len(about) < 400
+    for wrong in (5, 'abcdefgh', ['\x1b[2J', *'abcdefg']):
+        meta['classes'] = wrong
+        edit(path, path, dataset_meta=meta)
+        if isinstance(wrong, list):
+            with pytest.raises(ValueError, match='that can be printed'):
+                FERInferencer(folder)
+        else:
+            assert FERInferencer(folder).classes == CLASSES
+
+
+def test_configs_of_something_else(work_dir, tmp_path):
+    folder = shutil.copytree(work_dir, tmp_path / 'work')
+    path = folder / 'dan_ferplus.py'
+    path.write_text("model = dict(type='ImageClassifier')\n"
+                    'test_dataloader = dict(dataset=dict(pipeline=[]))\n')
+    with pytest.raises(ValueError, match='no backbone, head, pipeline'):
         FERInferencer(folder)
 
 

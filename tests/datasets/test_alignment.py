@@ -163,6 +163,37 @@ def test_a_template_of_ones_own():
         TRANSFORMS.build(dict(type='AlignFace', template=template[1:]))
 
 
+@pytest.mark.parametrize('settings', [
+    dict(size=(40, )),
+    dict(size=(40, 40, 40)),
+    dict(size=True),
+    dict(size=10**6),
+    dict(margin=np.nan),
+    dict(margin=1e308),
+    dict(template=[[0.5, 0.5]] * 5),
+    dict(template=[[np.nan, 0.5]] * 5),
+])
+def test_settings_that_can_not_be(settings):
+    with pytest.raises(ValueError, match='Got points|AlignFace got'):
+        TRANSFORMS.build(dict(type='AlignFace', **settings))
+
+
+@pytest.mark.parametrize('scale', [0.3, 1., 2.])
+def test_a_panorama(scale):
+    """Wider than what OpenCV can warp."""
+    rng = np.random.default_rng(0)
+    face = rng.integers(0, 255, (80, 80, 3), np.uint8)
+    picture = np.zeros((100, 40000, 3), np.uint8)
+    picture[10:90, 39000:39080] = face
+    points = face_template((80, 80))
+    size = round(80 * scale)
+    expected = align_face(
+        picture[:, 38900:39200], points + [100, 10], size=size)
+    found = align_face(picture, points + [39000, 10], size=size)
+    assert np.abs(found.astype(int) -
+                  expected).mean() < (8 if scale < 0.5 else 0.5)
+
+
 def test_data_sets_say_what_they_are(ferplus_root):
     metainfo = FERPlus(ferplus_root, split='val').metainfo
     for key in 'dataset_name', 'licence', 'alignment', 'color_type':

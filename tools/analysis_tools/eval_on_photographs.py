@@ -73,6 +73,9 @@ def examine_portraits(inferencer: FERInferencer, folder: str) -> None:
     index = osp.join(folder, 'index.csv')
     with open(index, newline='', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
+    if not rows or not {'file', 'expression'} <= rows[0].keys():
+        raise ValueError(f'{index} has {len(rows)} rows, expected some, with '
+                         'the columns file and expression.')
     classes = [canonical_name(name) for name in inferencer.classes]
     for row in rows:
         if canonical_name(row['expression']) not in classes:

@@ -2,8 +2,10 @@
 """Show the expressions of faces, and what DAN looks at, on a page in the
 browser that this machine serves to itself."""
 import argparse
+import html
 import ipaddress
 import os
+import re
 import signal
 import sys
 from tempfile import TemporaryDirectory
@@ -137,7 +139,8 @@ def summarize(faces: list) -> str:
                 'looks to the camera.')
     if len(faces) == 1:
         face = faces[0]
-        return (f'This face shows **{face.expression}** '
+        name = re.sub(r'(\W)', r'\\\1', face.expression)
+        return (f'This face shows **{name}** '
                 f'({face.scores[face.expression]:.0%}).')
     return f'{len(faces)} faces were found. Choose one below.'
 
@@ -204,7 +207,8 @@ def build(inferencer: FERInferencer) -> gr.Blocks:
             bars = gr.Label(visible=False, elem_id='bars')
             heads = gr.Gallery(
                 buttons=[], interactive=False, visible=False, elem_id='heads')
-        gr.Markdown(f'{inferencer.about} {PRIVACY}', elem_id='about')
+        # A checkpoint may say anything.
+        gr.HTML(html.escape(f'{inferencer.about} {PRIVACY}'), elem_id='about')
 
         # Gradio would open the file, and fail in its own words.
         upload.preprocess = lambda payload: payload and payload.path
