@@ -1,6 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import contextlib
 import importlib
+import io
 import os.path as osp
 import sys
 
@@ -25,8 +26,9 @@ def _check_versions() -> None:
 # does so in processes of its own.
 if not (osp.basename(sys.argv[0]).startswith('dan-mm')
         and sys.argv[1:2] == ['doctor']):
-    # MMPretrain prints what it does not find, into what a program prints.
-    with contextlib.redirect_stdout(sys.stderr):
+    # MMPretrain prints which data sets it does without, into what a program
+    # prints.
+    with contextlib.redirect_stdout(io.StringIO()):
         _check_versions()
         # Importing them registers everything.
         from . import models  # noqa: F401

@@ -316,13 +316,14 @@ def _what_there_is() -> str:
                    if entry.weights and _sha256(entry))
     folders = _work_folders()
     parts = []
+    if names:
+        parts.append(f'the names {", ".join(names)}')
     if folders:
         parts.append(f'the work folders {", ".join(folders)}')
-    parts.append(f'the names {", ".join(names)}'
-                 if names else 'no published weights yet')
-    return (f'There are {" and ".join(parts)}; give one of them or a '
-            'checkpoint, such as one that `make demo` or `python '
-            'tools/train.py CONFIG` trains.')
+    there = f'are {" and ".join(parts)}; give one of them or' if parts else (
+        'are no published weights yet, and no work folders here; give')
+    return (f'There {there} a checkpoint, such as one that `python '
+            'tools/train.py CONFIG` or `make demo` trains.')
 
 
 def _work_folders() -> List[str]:
