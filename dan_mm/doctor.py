@@ -30,6 +30,7 @@ OTHERS = (
     ('torchvision', 'torchvision'),
     ('PIL', 'pillow'),
     ('rich', 'rich'),
+    ('scipy', 'scipy'),
     ('sklearn', 'scikit-learn'),
 )
 OPTIONAL = (

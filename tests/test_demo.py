@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import sys
 import cv2
 import pytest
 from conftest import ROOT
+from mmengine.runner import CheckpointLoader
 
 
 def run(folder, *command):
@@ -33,7 +35,9 @@ def demo(tmp_path_factory):
     text, count = re.subn(r'num_identities=\d+', 'num_identities=2',
                           path.read_text())
     assert count == 3
-    path.write_text(text.replace('batch_size=32', 'batch_size=8'))
+    text = text.replace('batch_size=32', 'batch_size=8')
+    # PyTorch takes 5 s to end each worker.
+    path.write_text(re.sub(r'num_workers=\d+', 'num_workers=0', text))
     code, output = run(folder, 'tools/demo/train_synthface.py')
     assert code == 0, output
     return folder, output
@@ -86,35 +90,37 @@ def test_covered_parts(demo):
     ('analysis_tools/covered_parts', 'dan_ferplus',
      'tests on FERPlus, expected SynthFace'),
 ])
-def test_refusals(demo, tool, config, message):
-    folder, _ = demo
-    code, output = run(folder, f'tools/{tool}.py', f'configs/{config}.py',
-                       'work_dirs/resnet18_synthface/epoch_3.pth')
-    assert code == 1
-    assert message in output and 'Traceback' not in output
+def test_refusals(demo, tool, config, message, monkeypatch):
+    monkeypatch.chdir(demo[0])
+    monkeypatch.setattr(sys, 'argv', [
+        tool, f'configs/{config}.py',
+        'work_dirs/resnet18_synthface/epoch_3.pth'
+    ])
+    with pytest.raises(SystemExit, match=message):
+        runpy.run_path(f'tools/{tool}.py', run_name='__main__')
 
 
 @pytest.mark.slow
 def test_another_training_is_not_shown_as_the_demo(demo):
     folder, _ = demo
-    latest = folder / 'work_dirs/dan_synthface/last_checkpoint'
+    latest = folder / 'work_dirs/resnet18_synthface/last_checkpoint'
     before = latest.read_text()
-    path = before.replace('epoch_2', 'epoch_3')
+    path = before.replace('epoch_3', 'epoch_4')
     shutil.copy(before, path)
     latest.write_text(path)
     code, output = run(folder, 'tools/demo/train_synthface.py')
     latest.write_text(before)
     os.remove(path)
     assert code == 1
-    assert 'expected epoch_2.pth' in output
+    assert 'expected epoch_3.pth' in output
 
 
-def test_dan_says_what_to_train_first(tmp_path):
-    code = ('import dan_mm; from mmengine.runner import CheckpointLoader; '
-            'CheckpointLoader.load_checkpoint('
-            "'work_dirs/resnet18_synthface/epoch_3.pth')")
-    code, output = run(tmp_path, '-c', code)
-    assert 'Train it first: `python tools/train.py configs/resnet18' in output
+def test_dan_says_what_to_train_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = 'Train it first: `python tools/train.py configs/resnet18'
+    with pytest.raises(FileNotFoundError, match=message):
+        CheckpointLoader.load_checkpoint(
+            'work_dirs/resnet18_synthface/epoch_3.pth')
 
 
 def test_another_python_is_refused_with_a_sentence(tmp_path):

@@ -265,6 +265,8 @@ def test_finetune(trained, tmp_path):
     command = ('train', 'configs/dan_ferplus.py', '--finetune',
                trained[0] / 'epoch_1.pth', folder, '--work-dir', work_dir,
                '--resume', '--cfg-options', 'train_dataloader.batch_size=10',
+               *(f'{phase}_dataloader.num_workers=0'
+                 for phase in ('train', 'val', 'test')),
                'train_cfg.max_epochs=1')
     code, output = run(*command)
     assert code == 0, output
