@@ -71,13 +71,17 @@ def test_demo_again_trains_nothing(demo):
 
 
 @pytest.mark.slow
-def test_covered_parts(demo):
-    folder, _ = demo
-    results = json.loads((folder / 'work_dirs/demo/results.json').read_text())
-    code, output = run(folder, 'tools/analysis_tools/covered_parts.py',
-                       'configs/dan_synthface.py',
-                       'work_dirs/dan_synthface/epoch_2.pth')
-    assert code == 0, output
+def test_covered_parts(demo, monkeypatch, capsys):
+    monkeypatch.chdir(demo[0])
+    with open('work_dirs/demo/results.json') as file:
+        results = json.load(file)
+    monkeypatch.setattr(sys, 'argv', [
+        'covered_parts.py', 'configs/dan_synthface.py',
+        'work_dirs/dan_synthface/epoch_2.pth'
+    ])
+    runpy.run_path(
+        'tools/analysis_tools/covered_parts.py', run_name='__main__')
+    output = capsys.readouterr().out
     accuracy = results['dan']['accuracy/top1']
     assert re.search(fr'nothing +{accuracy:.1f} +\+0.0', output)
     assert re.search(r'brows, mouth +[0-9.]+ +[-+][0-9.]+', output)

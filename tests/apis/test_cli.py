@@ -258,13 +258,17 @@ def test_interrupted(work_dir, tmp_path):
         cv2.imwrite(str(tmp_path / f'{i:03d}.png'), np.zeros((200, 200, 3)))
     folders = [tmp_path] * 200
     lines = tmp_path / 'lines'
-    process = subprocess.Popen([
-        sys.executable, '-m', 'dan_mm.cli', 'predict', *folders, '--model',
-        work_dir, '--aligned', '--json', lines, '--device', 'cpu'
-    ],
-                               cwd=ROOT,
-                               stderr=subprocess.PIPE,
-                               text=True)
+    process = subprocess.Popen(
+        [
+            sys.executable, '-m', 'dan_mm.cli', 'predict', *folders, '--model',
+            work_dir, '--aligned', '--json', lines, '--device', 'cpu'
+        ],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so would
+        # all that the tests start there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while process.poll() is None and not (lines.exists()
                                           and lines.stat().st_size):
         time.sleep(0.05)
