@@ -478,8 +478,7 @@ def test_trains_and_tests(wider_root, monkeypatch):
     arguments = [config, work_dir / 'epoch_2.pth', '--work-dir', work_dir]
     monkeypatch.chdir(wider_root)
     monkeypatch.setattr(
-        sys, 'argv',
-        ['test.py', *map(str, arguments), '--show-dir', 'drawn'])
+        sys, 'argv', ['test.py', *map(str, arguments), '--show-dir', 'drawn'])
     runpy.run_path(f'{ROOT}/tools/test.py', run_name='__main__')
     drawn = sorted(path.name for path in (wider_root / 'drawn').iterdir())
     assert drawn == ['0.jpg', '1.jpg', '2.jpg', '3.jpg']
