@@ -212,7 +212,9 @@ class Summary:
         """Take the result of a picture."""
         if result.error:
             self.errors.append(result.error)
-            return
+            # Of one that was read, a face may have failed.
+            if not result.faces:
+                return
         self.pictures += 1
         for face in result.faces:
             count = self.faces.get(face.expression, 0)
@@ -240,8 +242,6 @@ class TextWriter:
     def write(self, picture, result) -> None:
         """Print a picture."""
         from dan_mm.apis.inferencer import printable
-        if result.error:  # at the end, with all that could not be read
-            return
         place = printable(str(result.path))
         if result.frame is not None:
             place += f', frame {result.frame} ({result.time:.2f} s)'
@@ -252,7 +252,8 @@ class TextWriter:
                 f'{place}: face {number}: ' +
                 ', '.join(f'{name} {score:.0%}' for name, score in scores[:3]),
                 file=self.file)
-        if not result.faces:
+        # Errors come at the end, all together.
+        if not result.faces and not result.error:
             print(f'{place}: no face', file=self.file)
 
 
@@ -296,7 +297,8 @@ class CSVWriter:
                 *place, '' if face.track is None else face.track, *box,
                 '' if face.score is None else f'{face.score:.4f}',
                 face.expression, *(f'{face.scores[name]:.4f}'
-                                   for name in self.classes), ''
+                                   for name in self.classes), result.error
+                or ''
             ])
         if not result.faces:
             blanks = [''] * (7 + len(self.classes))

@@ -208,17 +208,19 @@ def align_batch(batch: List[Tuple[Picture, Future]], detector: FaceDetector,
         chosen = choose(faces, img.shape[:2], rule)
         if not chosen:
             rows.append([picture.path, NO_FACE, *[''] * 17])
+        try:
+            aligned = [
+                align(dict(img=img, keypoints=face.keypoints))['img']
+                for face in chosen
+            ]
+        except (ValueError, cv2.error) as error:
+            reason = f'a face can not be aligned: {error}'
+            rows.append([picture.path, BROKEN, *[''] * 16, reason])
+            continue
         # All crops first: a picture with rows is done.
         crops = []
-        for number, face in enumerate(chosen, 1):
+        for number, crop in enumerate(aligned, 1):
             path = picture.crop_path(number, rule == 'all')
-            try:
-                crop = align(dict(img=img, keypoints=face.keypoints))['img']
-            except (ValueError, cv2.error) as error:
-                reason = f'a face can not be aligned: {error}'
-                rows.append([picture.path, BROKEN, *[''] * 16, reason])
-                chosen = []
-                break
             content = cv2.imencode(
                 osp.splitext(path)[1], crop, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
             write_whole(osp.join(dst, path), content.tobytes())

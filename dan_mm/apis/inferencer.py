@@ -104,7 +104,8 @@ class PictureResult:
         time (float, optional): In a video, its time in seconds.
         faces (list[FaceResult]): The faces, those that the detector is most
             certain of first.
-        error (str, optional): Why the picture could not be read.
+        error (str, optional): Why the picture could not be read, or a face of
+            it not be aligned.
     """
     path: Optional[str] = None
     frame: Optional[int] = None
@@ -373,7 +374,10 @@ class FERInferencer:
             path = osp.join(str(item), ALIGNMENT_FILE)
             if isinstance(item, (str, PathLike)) and osp.isfile(path):
                 with open(path, encoding='utf-8') as file:
-                    found = json.load(file)
+                    try:
+                        found = json.load(file)
+                    except ValueError:
+                        found = 'something that can not be read'
                 if found != self.alignment:
                     _warn_once(
                         f'{path} says that its faces were aligned with '

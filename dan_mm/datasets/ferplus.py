@@ -12,8 +12,8 @@ FOLDERS = dict(train='FER2013Train', val='FER2013Valid', test='FER2013Test')
 USAGES = dict(train='Training', val='PublicTest', test='PrivateTest')
 # The pictures of FER2013, which are not aligned by landmarks. These places are
 # the medians of those that RetinaFace finds in 1,500 of the training pictures,
-# made symmetric, and 10 % nearer: so faces in larger scenes are told apart
-# best (tools/analysis_tools/eval_on_photographs.py).
+# made symmetric, in a crop of nine tenths: so faces in larger scenes are told
+# apart best (tools/analysis_tools/eval_on_photographs.py).
 FACES = {
     'color_type':
     'grayscale',

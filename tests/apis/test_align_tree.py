@@ -13,6 +13,7 @@ from conftest import ROOT, draw_face
 
 from dan_mm.apis import align_tree
 from dan_mm.apis.faces import Face
+from dan_mm.datasets import FERPlus
 from dan_mm.datasets.alignment import align_face, face_template
 
 SIZE = 64
@@ -210,3 +211,39 @@ def test_formats(tool, tmp_path):
         assert crop == (path if path == 'a.JPG' else f'{path}.png')
         assert cv2.imread(str(tmp_path / 'dst' / crop)).shape == (SIZE, SIZE,
                                                                   3)
+
+
+def test_like_a_model(tool, tree, work_dir, tmp_path):
+    """As the faces that it was trained on, whatever the other options."""
+    tool(tree, tmp_path / 'dst', '--like', work_dir)
+    expected = FERPlus.METAINFO['alignment']
+    found = json.loads((tmp_path / 'dst' / 'alignment.json').read_text())
+    assert found == expected
+    crop = cv2.imread(str(tmp_path / 'dst' / 'Train' / 'Angry' / 'a.png'))
+    assert crop.shape == (48, 48, 3)
+
+
+def test_a_face_that_can_not_be_aligned(tool, tree, tmp_path):
+    """Stops no other picture, and leaves no crop of its own."""
+
+    detector = Stub()
+    call = Stub.__call__
+    spoilt = []
+
+    def find(pictures):
+        found = call(detector, pictures)
+        if not spoilt:
+            spoilt.append(found[0])
+            found[0][-1] = found[0][-1]._replace(
+                keypoints=found[0][-1].keypoints * 0)
+        return found
+
+    code, _ = tool(tree, tmp_path / 'dst', '--faces', 'all', detector=find)
+    assert code == 1
+    with open(tmp_path / 'dst' / 'faces.csv', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    broken = [row for row in rows if row['status'] == 'broken']
+    [row] = [row for row in broken if 'can not be aligned' in row['detail']]
+    stem = row['path'].split('.')[0]
+    assert not list((tmp_path / 'dst').glob(f'{stem}*'))
+    assert any(row['status'] == 'aligned' for row in rows)

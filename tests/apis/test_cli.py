@@ -108,6 +108,28 @@ def test_one_bad_file(predict, tree):
     assert f'Found no picture {tree}/missing.png' in error
 
 
+def test_one_bad_face(predict, tree, tmp_path, detector, monkeypatch):
+    """The other one of the picture is printed, and written."""
+    find = type(detector).__call__
+
+    def spoil(self, pictures):
+        found = find(self, pictures)
+        for faces in found:
+            if len(faces) == 2:
+                faces[0].keypoints[:] = 7
+        return found
+
+    monkeypatch.setattr(type(detector), '__call__', spoil)
+    code, output, error = predict(tree / 'sub', '--csv', tmp_path / 'table')
+    assert code == 1 and 'can not be aligned' in error
+    assert '1 pictures or frames, 1 faces' in error
+    with open(tmp_path / 'table', newline='', encoding='utf-8') as file:
+        [row] = csv.DictReader(file)
+    assert row['left'] == '60.00' and 'can not be aligned' in row['error']
+    code, output, _ = predict(tree / 'sub')
+    assert code == 1 and len(output.splitlines()) == 1
+
+
 def test_aligned(predict, tree, detector):
     code, output, _ = predict(tree / 'a.png', '--aligned')
     assert code == 0 and detector.batches == []
