@@ -1,7 +1,7 @@
 _base_ = [
     '_base_/models/resnet18.py',
     '_base_/datasets/ferplus.py',
-    '_base_/schedules/adam_onecycle_5e.py',
+    '_base_/schedules/adam_onecycle_momentum_5e.py',
     '_base_/default_runtime.py',
 ]
 

@@ -132,6 +132,7 @@ def test_what_mmengine_saves_loads(tmp_path):
         total_steps=5,
         anneal_strategy='linear'),
     dict(type='CosineAnnealingLR', T_max=5),
+    dict(type='CosineAnnealingMomentum', T_max=5),
     dict(type='MultiStepLR', milestones=[2]),
     dict(type='PolyLR', begin=0, end=5),
     dict(type='LinearLR'),

@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, draw_face
 from mmcv.transforms import Compose
 from mmengine.config import Config
+from mmengine.registry import PARAM_SCHEDULERS
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
@@ -188,6 +189,39 @@ def test_ferplus_chooses_on_training_pictures(method):
         assert dataset.get('val_split') == share
     metrics = [metric.type for metric in cfg.test_evaluator]
     assert metrics == ['Accuracy', 'BalancedAccuracy']
+
+
+@pytest.mark.parametrize('method', ['dan', 'resnet18'])
+def test_ferplus_cycles_rate_and_momentum_as_torch_does(method):
+    cfg = Config.fromfile(f'{ROOT}/configs/{method}_ferplus.py')
+    epochs, steps = cfg.train_cfg.max_epochs, 196
+    options = dict(cfg.optim_wrapper.optimizer)
+    assert options.pop('type') == 'Adam'
+    ours, theirs = (
+        torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], **options)
+        for _ in range(2))
+    schedulers = [
+        PARAM_SCHEDULERS.build(
+            dict(scheduler, epoch_length=steps),
+            default_args=dict(optimizer=ours))
+        for scheduler in cfg.param_scheduler
+    ]
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, max_lr=1e-3, epochs=epochs, steps_per_epoch=steps)
+    values = []
+    for step in range(epochs * steps):
+        if step:
+            for scheduler in [*schedulers, reference]:
+                scheduler.optimizer.step()
+                scheduler.step()
+        values.append([(group['lr'], group['betas'][0])
+                       for optimizer in (ours, theirs)
+                       for group in optimizer.param_groups])
+    rates, betas = np.moveaxis(values, 2, 0)
+    np.testing.assert_allclose(*rates.T, rtol=1e-6)
+    # torch turns round one step earlier
+    np.testing.assert_allclose(*betas.T, atol=5e-4)
+    assert betas.min() < 0.8501 and betas[-1].min() > 0.9499
 
 
 @pytest.mark.parametrize('name', ['dan_synthface', 'dan-7x7_ferplus'])

@@ -259,7 +259,7 @@ def test_checkpoints_that_are_kept(ferplus_root, tmp_path, keep, kept):
         train_cfg__max_epochs=6,
         train_dataloader__dataset__indices=8)
     cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
-    cfg.param_scheduler.total_steps = 6
+    cfg.param_scheduler[0].total_steps = 6
     Runner.from_cfg(cfg).train()
     assert {path.name
             for path in tmp_path.glob('*.pth')

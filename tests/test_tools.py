@@ -230,8 +230,9 @@ def merge(*arguments):
 
 
 def test_the_training_tool_merges_its_arguments():
-    rafdb, ferplus = (f'{ROOT}/configs/dan_{name}.py'
-                      for name in ('rafdb', 'ferplus'))
+    rafdb, ferplus, synthface = (
+        f'{ROOT}/configs/dan_{name}.py'
+        for name in ('rafdb', 'ferplus', 'synthface'))
     cfg = merge(rafdb, '--amp', '--auto-scale-lr', '--resume', '--seed', '7',
                 '--cfg-options', 'train_cfg.max_epochs=3')
     assert cfg.randomness == dict(seed=7, deterministic=True)
@@ -242,10 +243,16 @@ def test_the_training_tool_merges_its_arguments():
     assert cfg.work_dir == './work_dirs/dan_rafdb'
     with pytest.raises(SystemExit, match='set `eta_max`'):
         merge(ferplus, '--auto-scale-lr')
-    with pytest.raises(SystemExit, match='param_scheduler.total_steps=10'):
-        merge(ferplus, '--cfg-options', 'train_cfg.max_epochs=10')
-    merge(ferplus, '--cfg-options', 'train_cfg.max_epochs=10',
-          'param_scheduler.total_steps=10')
+    for config, options in ((synthface, 'param_scheduler.total_steps=10'),
+                            (ferplus, 'param_scheduler.0.total_steps=10 '
+                             'param_scheduler.1.end=3 '
+                             'param_scheduler.2.begin=3 '
+                             'param_scheduler.2.end=10')):  # yapf: disable
+        with pytest.raises(SystemExit) as error:
+            merge(config, '--cfg-options', 'train_cfg.max_epochs=10')
+        assert str(error.value).endswith(f'--cfg-options: {options}')
+        merge(config, '--cfg-options', 'train_cfg.max_epochs=10',
+              *options.split())
 
 
 def own_folder(root):

@@ -193,15 +193,22 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
     schedulers = cfg.get('param_scheduler') or []
     epochs = cfg.train_cfg.get('max_epochs')
-    for scheduler in ([schedulers]
-                      if isinstance(schedulers, dict) else schedulers):
+    keys = {'param_scheduler': schedulers}
+    if not isinstance(schedulers, dict):
+        keys = {f'param_scheduler.{i}': s for i, s in enumerate(schedulers)}
+    for scheduler in keys.values():
         total = scheduler.get('total_steps')
         if scheduler.get('by_epoch') and total and epochs and total < epochs:
+            options = ' '.join(
+                f'{key}.{field}={other[field] * epochs / total:g}'
+                for key, other in keys.items()
+                for field in ('total_steps', 'begin', 'end')
+                if other.get('by_epoch') and other.get(field))
             # It would fail when the cycle is over, hours later.
             raise SystemExit(
                 f'{scheduler.type} has total_steps={total}, expected at least '
                 f'train_cfg.max_epochs={epochs}. Set both with --cfg-options: '
-                f'param_scheduler.total_steps={epochs}')
+                f'{options}')
     return cfg
 
 
