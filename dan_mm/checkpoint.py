@@ -125,6 +125,9 @@ HINTS = {
     'It is the plain ResNet-18 that DAN starts from here. Train it first: '
     '`python tools/train.py configs/resnet18_synthface.py`. Or start from '
     'scratch with `--cfg-options model.backbone.init_cfg=None`.',
+    'dan_ferplus/epoch_5.pth':
+    'It is the DAN that this one goes on from. Train it first: '
+    '`python tools/train.py configs/dan_ferplus.py`.',
     'mobilenetv1_0.25_in1k.pth':
     'It is MobileNetV1 x0.25 trained on ImageNet. Download '
     'mobilenetV1X0.25_pretrain.tar as the README of '

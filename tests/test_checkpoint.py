@@ -10,6 +10,8 @@ import threading
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
 from mmengine.registry import PARAM_SCHEDULERS
@@ -177,6 +179,10 @@ def test_broken_and_missing_files_are_named(tmp_path):
             FileNotFoundError,
             match='github.com/yaoing/DAN.*dan_to_mmpretrain.py.*ImageNet'):
         CheckpointLoader.load_checkpoint('checkpoints/resnet18_msceleb.pth')
+    start = Config.fromfile(f'{ROOT}/configs/dan-augmented_ferplus.py')
+    with pytest.raises(
+            FileNotFoundError, match='Train it first: .*configs/dan_ferplus'):
+        CheckpointLoader.load_checkpoint(f'nowhere/{start.load_from}')
 
 
 def test_weights_that_are_not_converted_are_named(tmp_path):

@@ -179,7 +179,8 @@ def test_ablations_change_one_thing(variant, key, value):
 
 
 @pytest.mark.parametrize('method',
-                         ['dan', 'resnet18', 'dan-7x7', 'resnet18-7x7'])
+                         ['dan', 'resnet18', 'dan-7x7', 'resnet18-7x7',
+                          'dan-augmented'])  # yapf: disable
 def test_ferplus_chooses_on_training_pictures(method):
     cfg = Config.fromfile(f'{ROOT}/configs/{method}_ferplus.py')
     for phase, split, share in (('train', 'train', 0.1), ('val', 'val', 0.1),
@@ -191,7 +192,7 @@ def test_ferplus_chooses_on_training_pictures(method):
     assert metrics == ['Accuracy', 'BalancedAccuracy']
 
 
-@pytest.mark.parametrize('method', ['dan', 'resnet18'])
+@pytest.mark.parametrize('method', ['dan', 'resnet18', 'dan-augmented'])
 def test_ferplus_cycles_rate_and_momentum_as_torch_does(method):
     cfg = Config.fromfile(f'{ROOT}/configs/{method}_ferplus.py')
     epochs, steps = cfg.train_cfg.max_epochs, 196
@@ -207,7 +208,10 @@ def test_ferplus_cycles_rate_and_momentum_as_torch_does(method):
         for scheduler in cfg.param_scheduler
     ]
     reference = torch.optim.lr_scheduler.OneCycleLR(
-        theirs, max_lr=1e-3, epochs=epochs, steps_per_epoch=steps)
+        theirs,
+        max_lr=cfg.param_scheduler[0].eta_max,
+        epochs=epochs,
+        steps_per_epoch=steps)
     values = []
     for step in range(epochs * steps):
         if step:

@@ -230,9 +230,8 @@ def merge(*arguments):
 
 
 def test_the_training_tool_merges_its_arguments():
-    rafdb, ferplus, synthface = (
-        f'{ROOT}/configs/dan_{name}.py'
-        for name in ('rafdb', 'ferplus', 'synthface'))
+    rafdb, ferplus, synthface = (f'{ROOT}/configs/dan_{name}.py'
+                                 for name in ('rafdb', 'ferplus', 'synthface'))
     cfg = merge(rafdb, '--amp', '--auto-scale-lr', '--resume', '--seed', '7',
                 '--cfg-options', 'train_cfg.max_epochs=3')
     assert cfg.randomness == dict(seed=7, deterministic=True)

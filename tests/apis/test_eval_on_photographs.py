@@ -86,6 +86,7 @@ def test_portraits(tool, detector, picture_of, tmp_path, capsys):
     assert 'happiness against neutral' in output
     higher = re.search(r'for (\d) of 2 persons', output)
     assert higher and int(higher[1]) <= 2
+    assert 'best for the other persons' in output
     # No face at all is a result, too.
     for path in tmp_path.glob('*.png'):
         cv2.imwrite(str(path), picture_of(0))
@@ -99,3 +100,18 @@ def test_portraits(tool, detector, picture_of, tmp_path, capsys):
         tool('--portraits', tmp_path, detector=detector)
     with pytest.raises(SystemExit):
         tool()
+
+
+def test_a_line_that_lies_elsewhere(capsys):
+    """Ten persons, whose smiles are taken for neutral, but less surely."""
+    compare_two = runpy.run_path(
+        f'{ROOT}/tools/analysis_tools/eval_on_photographs.py')['compare_two']
+    truth = np.array([0, 1] * 10)
+    happy = np.where(truth, 0.3, 0.02)
+    compare_two(
+        np.arange(20) // 2, truth, np.stack([1 - happy, happy], 1), 1, 0)
+    output = capsys.readouterr().out
+    assert number(r'likelier one: ([\d.]+)%', output) == 50
+    assert number(r'curve: ([\d.]+)', output) == 1
+    assert 'happier one for 10 of 10' in output
+    assert number(r'other persons: ([\d.]+)%', output) == 100
