@@ -114,6 +114,18 @@ class Picture:
                                                                   extension)
 
 
+def check_crops_apart(pictures: List[Picture]) -> None:
+    """Refuse pictures whose crops would overwrite each other."""
+    paths: Dict[str, str] = {}
+    for picture in pictures:
+        crop = picture.crop_path(1, False)
+        other = paths.setdefault(crop, picture.path)
+        if other != picture.path:
+            raise ValueError(
+                f'The crops of {other!r} and {picture.path!r} would both be '
+                f'{crop!r}, expected names that stay apart. Rename one.')
+
+
 def choose(faces: List[Face], shape: Tuple[int, int], rule: str) -> List[Face]:
     """Choose the faces of a picture to write.
 
@@ -255,6 +267,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f'{osp.abspath(args.src)} has no picture by its extension, '
             'expected some. Check the path.')
+    pictures = [
+        Picture(args.src, osp.relpath(file, args.src)) for file in files
+    ]
+    check_crops_apart(pictures)
     align = AlignFace(args.size, args.margin, args.interpolation)
     if args.like:
         align = align_like(args.like)
@@ -267,11 +283,7 @@ def run(args: argparse.Namespace) -> int:
     writer.writerows(row for rows in done.values() for row in rows)
     write_whole(report, kept.getvalue().encode('utf-8', 'surrogateescape'))
 
-    pictures = [
-        Picture(args.src, path)
-        for path in (osp.relpath(file, args.src) for file in files)
-        if path not in done
-    ]
+    pictures = [picture for picture in pictures if picture.path not in done]
     if done:
         print(f'{len(files) - len(pictures)} of {len(files)} pictures are '
               'done already.')

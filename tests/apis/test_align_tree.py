@@ -213,6 +213,21 @@ def test_formats(tool, tmp_path):
                                                                   3)
 
 
+def test_crops_that_would_overwrite_each_other(tool, tmp_path):
+    src = tmp_path / 'src'
+    src.mkdir()
+    for name in 'a.bmp', 'a.bmp.png':
+        cv2.imwrite(str(src / name), picture(0, 1))
+    with pytest.raises(SystemExit, match="both be 'a.bmp.png', expected"):
+        tool(src, tmp_path / 'dst')
+    assert not list(tmp_path.glob('dst/*.png'))
+    (src / 'a.bmp').rename(src / 'b.bmp')
+    tool(src, tmp_path / 'dst')
+    assert {path.name
+            for path in tmp_path.glob('dst/*.png')
+            } == {'a.bmp.png', 'b.bmp.png'}
+
+
 def test_like_a_model(tool, tree, work_dir, tmp_path):
     """As the faces that it was trained on, whatever the other options."""
     tool(tree, tmp_path / 'dst', '--like', work_dir)
