@@ -62,12 +62,37 @@ def test_demo(demo):
     assert sheet.shape[0] > 8 * 112 and sheet.shape[1] > 5 * 112
 
 
+def again(folder, monkeypatch, train):
+    """Run the demo in this process, with ``train`` to start its trainings."""
+    tool = runpy.run_path(str(folder / 'tools/demo/train_synthface.py'))
+
+    def run_tool(*command):
+        if command[0] == 'tools/train.py':
+            train(*command)
+
+    monkeypatch.setitem(tool['main'].__globals__, 'run', run_tool)
+    monkeypatch.setattr(sys, 'argv', ['train_synthface.py'])
+    monkeypatch.chdir(folder)
+    tool['main']()
+
+
 @pytest.mark.slow
-def test_demo_again_trains_nothing(demo):
-    folder, _ = demo
-    code, output = run(folder, 'tools/demo/train_synthface.py')
-    assert code == 0, output
-    assert 'resumed epoch: 2' in output and 'Epoch(train)' not in output
+def test_demo_again_trains_nothing(demo, monkeypatch, capsys):
+    folder, output = demo
+    results = (folder / 'work_dirs/demo/results.json').read_text()
+    trainings = []
+
+    def train(*command):
+        code, output = run(folder, *command)
+        assert code == 0, output
+        trainings.append(output)
+
+    again(folder, monkeypatch, train)
+    assert 'resumed epoch: 3' in trainings[0]
+    assert 'resumed epoch: 2' in trainings[1]
+    assert not any('Epoch(train)' in output for output in trainings)
+    assert (folder / 'work_dirs/demo/results.json').read_text() == results
+    assert output.strip().endswith(capsys.readouterr().out.strip()[-300:])
 
 
 @pytest.mark.slow
@@ -105,18 +130,19 @@ def test_refusals(demo, tool, config, message, monkeypatch):
 
 
 @pytest.mark.slow
-def test_another_training_is_not_shown_as_the_demo(demo):
+def test_another_training_is_not_shown_as_the_demo(demo, monkeypatch):
     folder, _ = demo
     latest = folder / 'work_dirs/resnet18_synthface/last_checkpoint'
     before = latest.read_text()
     path = before.replace('epoch_3', 'epoch_4')
     shutil.copy(before, path)
     latest.write_text(path)
-    code, output = run(folder, 'tools/demo/train_synthface.py')
-    latest.write_text(before)
-    os.remove(path)
-    assert code == 1
-    assert 'expected epoch_3.pth' in output
+    try:
+        with pytest.raises(SystemExit, match='expected epoch_3.pth'):
+            again(folder, monkeypatch, train=lambda *command: None)
+    finally:
+        latest.write_text(before)
+        os.remove(path)
 
 
 def test_dan_says_what_to_train_first(tmp_path, monkeypatch):
