@@ -12,7 +12,7 @@ import os.path as osp
 import re
 import threading
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 import torch
@@ -202,6 +202,46 @@ def load_classes(filename: str) -> Optional[Tuple[str, ...]]:
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     classes = ((meta or {}).get('dataset_meta') or {}).get('classes')
     return tuple(classes) if classes else None
+
+
+def get_weights(checkpoint: Any, path: str) -> Dict[str, torch.Tensor]:
+    """Get the weights of a loaded checkpoint.
+
+    Args:
+        checkpoint (Any): What the file holds.
+        path (str): The file, for messages.
+
+    Returns:
+        dict[str, Tensor]: The weights by their names, as they are stored.
+
+    Raises:
+        ValueError: If it has none, or some are no finite numbers.
+    """
+    weights = checkpoint
+    if isinstance(checkpoint, dict):
+        if 'model_state_dict' in checkpoint:
+            raise ValueError(
+                f'The checkpoint {path} is one of the original code, expected '
+                'a converted one. Convert it: `python tools/model_converters/'
+                f'dan_to_mmpretrain.py {path} NEW.pth --dataset rafdb`.')
+        weights = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(weights, dict) or not weights or not all(
+            isinstance(key, str) and isinstance(value, torch.Tensor)
+            and value.layout == torch.strided
+            for key, value in weights.items()):
+        raise ValueError(f'The checkpoint {path} holds no weights by their '
+                         "names, expected them in 'state_dict'. Get the file "
+                         'again from its author.')
+    broken = [
+        key for key, value in weights.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if broken:
+        raise ValueError(
+            f'{len(broken)} weights of the checkpoint {path} are not finite '
+            f'(NaN or infinity), such as {broken[0]}, expected numbers. Use '
+            'an earlier checkpoint: the training had diverged.')
+    return weights
 
 
 def _sha256(path: str) -> str:

@@ -9,16 +9,18 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 import cv2
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
-from mmpretrain.apis import ImageClassificationInferencer, get_model
+from mmpretrain.apis import ImageClassificationInferencer
 
 from dan_mm.datasets import AlignFace
 from dan_mm.datasets.alignment import ALIGNMENT as ALIGNMENT_FILE
+from dan_mm.description import build_classifier
 from dan_mm.engine import CheckpointFitHook
 from dan_mm.models import MAN
 from .faces import Face, FaceDetector, choose_device
-from .find_model import find_model
+from .find_model import FoundModel, find_model
 from .media import Picture, Source, expand, read
 from .tracking import FaceTracker
 
@@ -132,11 +134,11 @@ class FERInferencer:
 
     Args:
         model (str | PathLike, optional): The path of a checkpoint or of a work
-            folder of ``tools/train.py``, or a name of the model index. None
-            raises an error that says what there is. Defaults to None.
+            folder of ``tools/train.py``, or a name of the model index.
+            Defaults to None, the model that is shipped with this package.
         config (str | PathLike, optional): The config of the model, which is
-            code and runs. Defaults to None, the one beside the checkpoint, or
-            of this project: see :func:`find_model`.
+            code and runs. Defaults to None: the checkpoint describes its
+            model. See :func:`find_model`.
         detector (FaceDetector, optional): Another detector of faces. Defaults
             to None, RetinaFace with MobileNetV1 x0.25, which is built when it
             is needed first.
@@ -153,13 +155,13 @@ class FERInferencer:
 
     Raises:
         FileNotFoundError: If the model or its config is not there.
-        ValueError: If no model is given, its config can't be told, or its
-            weights or classes do not fit it.
+        ValueError: If the checkpoint does not describe a model that may be
+            built, or its weights or classes do not fit it.
         OSError: If the weights can't be read or downloaded.
 
     Examples:
         >>> from dan_mm.apis import FERInferencer
-        >>> inferencer = FERInferencer('work_dirs/dan_ferplus')
+        >>> inferencer = FERInferencer()
         >>> for face in inferencer('photograph.jpg')[0].faces:
         ...     print(face.expression, face.scores)
     """
@@ -177,9 +179,9 @@ class FERInferencer:
         self.device = choose_device(device)
         self.batch_size = batch_size
         self.detector = detector
-        self.classes = self._find_classes(found.metainfo, found.checkpoint,
+        self.classes = self._find_classes(found.metainfo, found.weights,
                                           found.path)
-        self._classifier = self._build(found.cfg, found.checkpoint, found.path)
+        self._classifier = self._build(found)
         self._gray = found.metainfo.get('color_type') == 'grayscale'
         self._align, known = self._find_alignment(found.metainfo, found.path)
         self.alignment = self._align.settings
@@ -201,69 +203,45 @@ class FERInferencer:
                        'align` for a model that says it.')
 
     @staticmethod
-    def _find_classes(metainfo: dict, checkpoint: dict,
+    def _find_classes(metainfo: dict, weights: dict,
                       path: str) -> Tuple[str, ...]:
         classes = metainfo.get('classes')
         classes = tuple(map(str, classes)) if isinstance(
             classes, (list, tuple)) else ()
-        weights = checkpoint['state_dict']
         last = [
             len(value) for key, value in weights.items()
-            if str(key).startswith('head.') and str(key).endswith('fc.bias')
+            if key.startswith('head.') and key.endswith('fc.bias')
         ]
         if not classes or last and last[-1] != len(classes):
             found = f'{last[-1]} classes' if last else 'no classifier'
             raise ValueError(
                 f'The checkpoint {path} has {found}, and the names '
                 f'{classes or "of none"}, expected a name for each. Convert '
-                'an original checkpoint with `--dataset`, or give the '
-                '`config` that the model was trained with.')
-        if len(set(classes)) < len(classes) or not all(name.isprintable()
-                                                       for name in classes):
+                'an original checkpoint with `--dataset`.')
+        if len(set(classes)) < len(classes) or not all(
+                name.isprintable() and len(name) <= 100 for name in classes):
             raise ValueError(f'The checkpoint {path} has the classes '
-                             f'{classes}, expected different names that can '
-                             'be printed.')
+                             f'{classes!r:.500}, expected different names '
+                             'that can be printed.')
         return classes
 
-    def _build(self, cfg, checkpoint: dict,
-               path: str) -> ImageClassificationInferencer:
-        cfg = cfg.copy()
-        data = cfg.test_dataloader.get('dataset') or {}
-        while 'dataset' in data or data.get('datasets'):
-            # MMEngine's wrappers
-            data = data.get('dataset') or data.datasets[0]
-        missing = [
-            name for name, holder in (('backbone', cfg.model),
-                                      ('head', cfg.model), ('pipeline', data))
-            if not holder.get(name)
-        ]
-        if missing:
-            raise ValueError(
-                f'The config of {path} has no {", ".join(missing)}, expected '
-                'that of a classifier of pictures, and how it is tested. Give '
-                'the `config` that the model was trained with.')
-        # The weights are all in the checkpoint.
-        cfg.model.backbone.init_cfg = None
-        if 'num_classes' in cfg.model.head:
-            cfg.model.head.num_classes = len(self.classes)
-        done = 'LoadImageFromFile', 'LoadCheckedImage', 'AlignFace'
-        cfg.test_dataloader.dataset = dict(
-            type='CustomDataset',
-            pipeline=[
-                step for step in data.pipeline
-                if str(step.type).rsplit('.', 1)[-1] not in done
-            ])
+    def _build(self, found: FoundModel) -> ImageClassificationInferencer:
         with DefaultScope.overwrite_default_scope('mmpretrain'):
-            built = get_model(cfg)
-            problems = CheckpointFitHook().compare(built, checkpoint)
+            model = build_classifier(found.description, found.weights,
+                                     found.path)
+            problems = CheckpointFitHook().compare(
+                model, dict(state_dict=found.weights))
             if problems:
                 more = f' and {len(problems) - 3} more' if problems[3:] else ''
                 raise ValueError(
-                    f'The checkpoint {path} does not fit its config: '
-                    f'{"; ".join(problems[:3])}{more}. Give the `config` that '
-                    'the model was trained with.')
+                    f'The weights of {found.path} do not fit the model that '
+                    f'it describes: {"; ".join(problems[:3])}{more}. Get the '
+                    'checkpoint again, or give the `config` that it was '
+                    'trained with.')
+            dataset = dict(pipeline=found.description.pipeline)
+            model._config = Config(dict(test_dataloader=dict(dataset=dataset)))
             return ImageClassificationInferencer(
-                built, device=self.device, classes=self.classes)
+                model, device=self.device, classes=self.classes)
 
     @staticmethod
     def _find_alignment(metainfo: dict, path: str) -> Tuple[AlignFace, bool]:

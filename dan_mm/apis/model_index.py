@@ -5,6 +5,32 @@ from mmpretrain.apis import ModelHub
 
 import dan_mm
 
+# The folder of the models that are shipped, and the one that is used where
+# none is named
+WEIGHTS = osp.join(osp.dirname(osp.abspath(dan_mm.__file__)), 'weights')
+DEFAULT_MODEL = 'dan-dlibresnet_ferplus'
+
+
+def shipped_model(name: str = DEFAULT_MODEL) -> str:
+    """Find the checkpoint of a model that is shipped with this package.
+
+    Args:
+        name (str): Its name in the model index. Defaults to the model that
+            is used where none is named.
+
+    Returns:
+        str: Its path.
+
+    Raises:
+        FileNotFoundError: If this installation lacks it.
+    """
+    path = osp.join(WEIGHTS, f'{name}.pth')
+    if not osp.isfile(path):
+        raise FileNotFoundError(
+            f'Found no {path}, expected the model that is shipped with '
+            'dan_mm. Install dan_mm anew, or give a checkpoint.')
+    return path
+
 
 def find_configs() -> str:
     """Find the folder of this project's configs.
@@ -29,8 +55,8 @@ def register_model_index() -> None:
     """Make the configs of this project known to MMPretrain by their names.
 
     After that :func:`mmpretrain.get_model`, :func:`mmpretrain.list_models` and
-    MMPretrain's inferencers know them: ``get_model('dan_rafdb')``. No weights
-    come with them. A second call does nothing.
+    MMPretrain's inferencers know them: ``get_model('dan_rafdb')``. The weights
+    of shipped models are found in this package. A second call does nothing.
 
     Raises:
         FileNotFoundError: If this installation lacks the configs.
@@ -48,3 +74,6 @@ def register_model_index() -> None:
         ModelHub.register_model_index(
             osp.join(configs, 'metafile.yml'),
             config_prefix=osp.dirname(configs))
+        for entry in ModelHub._models_dict.values():
+            if str(entry.weights).startswith('dan_mm/weights/'):
+                entry.weights = osp.join(WEIGHTS, osp.basename(entry.weights))

@@ -11,6 +11,7 @@ from mmpretrain.registry import MODELS
 from dan_mm.apis.faces import Face
 from dan_mm.datasets import FERPlus
 from dan_mm.datasets.alignment import face_template
+from dan_mm.description import describe
 
 # The side of the drawn faces that the detector below finds
 SIDE = 60
@@ -62,7 +63,6 @@ def work_dir(tmp_path_factory):
     cfg.model.backbone.base_channels = 8
     cfg.model.backbone.stem_channels = 8
     cfg.model.neck.in_channels = cfg.model.head.in_channels = 64
-    cfg.dump(folder / 'dan_ferplus.py')
     torch.manual_seed(0)
     cfg.model.backbone.init_cfg = None
     with DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -70,9 +70,11 @@ def work_dir(tmp_path_factory):
             dict(cfg.model, data_preprocessor=dict(cfg.data_preprocessor)))
     # Far from equal scores
     model.head.fc.weight.data *= 30
+    description = describe(cfg)
     meta = dict(
         dataset_meta=FERPlus.METAINFO,
-        experiment_name='dan_ferplus_20260101_000000')
+        model=description.model,
+        test_pipeline=description.pipeline)
     torch.save(
         dict(meta=meta, state_dict=model.state_dict()), folder / 'epoch_5.pth')
     (folder / 'last_checkpoint').write_text('/moved/epoch_5.pth')

@@ -6,11 +6,14 @@ import re
 from typing import Dict, Iterable, Optional, Sequence
 
 import torch
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 
+from dan_mm.apis.model_index import find_configs
 from dan_mm.checkpoint import CheckpointLoadError, weights_only
 from dan_mm.datasets import RAFDB, SFEW, AffectNet, FERPlus
+from dan_mm.description import describe
 
 METAINFO = dict(
     affectnet7={
@@ -134,6 +137,16 @@ def convert(checkpoint: Dict, path: str) -> Dict:
                                     for key in weights}, path)
 
 
+def describe_dan(dataset: str, state_dict: Dict) -> Dict:
+    """Describe DAN and its test pipeline, for inference."""
+    cfg = Config.fromfile(osp.join(find_configs(), f'dan_{dataset}.py'))
+    cfg.model.neck.num_heads = len(
+        {key.split('.')[2]
+         for key in state_dict if key.startswith('neck.')})
+    description = describe(cfg)
+    return dict(model=description.model, test_pipeline=description.pipeline)
+
+
 def main(argv: Optional[Iterable[str]] = None) -> None:
     parser = argparse.ArgumentParser(
         description='Convert a checkpoint of the original DAN, or the '
@@ -165,8 +178,7 @@ def main(argv: Optional[Iterable[str]] = None) -> None:
                              f'{args.dataset} has {len(classes)}. Use another '
                              '--dataset, or none.')
         meta['dataset_meta'] = METAINFO[args.dataset]
-        # Inference builds the config of this name.
-        meta['experiment_name'] = f'dan_{args.dataset}'
+        meta.update(describe_dan(args.dataset, state_dict))
 
     os.makedirs(osp.dirname(osp.abspath(args.dst)), exist_ok=True)
     # The new file is whole or not there.

@@ -1,0 +1,300 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""A checkpoint describes its model and its test pipeline as plain data.
+
+A config is code: whoever runs it trusts its author. A description is not: it
+names classes of an allow-list, each in its place, with arguments of plain
+types and bounded size. So a checkpoint from anywhere can be built without
+running, importing, opening or fetching anything that it names.
+"""
+from math import prod
+from typing import Any, Dict, List, NamedTuple, Optional
+
+import torch
+from mmengine.config import Config
+from mmpretrain.models import ImageClassifier
+from mmpretrain.registry import MODELS
+from torch.overrides import TorchFunctionMode
+
+# Classes of MMPretrain and of this project that touch neither files nor the
+# network, whatever their arguments are.
+BACKBONES = frozenset(
+    ('ConvNeXt', 'DeiT3', 'DenseNet', 'DistilledVisionTransformer',
+     'DlibResNet', 'EfficientNet', 'EfficientNetV2', 'HRNet', 'HorNet',
+     'MobileNetV2', 'MobileNetV3', 'MobileOne', 'MobileViT', 'PoolFormer',
+     'RegNet', 'RepVGG', 'Res2Net', 'ResNeSt', 'ResNeXt', 'ResNet',
+     'ResNetV1c', 'ResNetV1d', 'SEResNeXt', 'SEResNet', 'ShuffleNetV2',
+     'SwinTransformer', 'SwinTransformerV2', 'VAN', 'VisionTransformer'))
+NECKS = frozenset(
+    ('GeneralizedMeanPooling', 'GlobalAveragePooling', 'LinearNeck', 'MAN'))
+HEADS = frozenset(('AFN', 'ClsHead', 'LinearClsHead', 'StackedLinearClsHead',
+                   'VisionTransformerClsHead'))
+LOSSES = frozenset(
+    ('AffinityLoss', 'AsymmetricLoss', 'CenterLoss', 'CrossEntropyLoss',
+     'FocalLoss', 'LabelSmoothLoss', 'PartitionLoss', 'SeesawLoss'))
+LAYERS = frozenset(
+    ('BN', 'BN1d', 'BN2d', 'Conv2d', 'Conv2dAdaptivePadding', 'GELU', 'GN',
+     'HSigmoid', 'HSwish', 'LN', 'LN2d', 'LeakyReLU', 'PReLU', 'ReLU', 'ReLU6',
+     'SiLU', 'Sigmoid', 'Swish', 'SyncBN'))
+TRANSFORMS = frozenset(
+    ('CenterCrop', 'PackInputs', 'Pad', 'Resize', 'ResizeEdge'))
+# What reads a face image and aligns it in a data set is done by the
+# inferencer.
+LOADING = frozenset(('AlignFace', 'LoadCheckedImage', 'LoadImageFromFile'))
+MAX_NUMBER, MAX_LENGTH, MAX_ITEMS, MAX_DEPTH = 2**16, 500, 5000, 12
+
+WITH_CONFIG = ('If you trust its author, give the config that it was trained '
+               'with as `config`: a config is code and runs.')
+
+
+class Description(NamedTuple):
+    """What builds a classifier.
+
+    Args:
+        model (dict): The arguments of
+            :class:`mmpretrain.models.ImageClassifier`.
+        pipeline (list[dict]): The transforms of an aligned face image.
+    """
+    model: dict
+    pipeline: List[dict]
+
+
+def _plain(value: Any) -> Any:
+    """Copy a config as plain data: without initialization, and with the bare
+    names of types."""
+    if isinstance(value, dict):
+        return {
+            str(key): _name(item) if key == 'type' else _plain(item)
+            for key, item in value.items()
+            if key not in ('_scope_', 'init_cfg', 'pretrained', 'train_cfg')
+        }
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return value
+
+
+def _name(kind: Any) -> Any:
+    return kind.rsplit('.', 1)[-1] if isinstance(kind, str) else getattr(
+        kind, '__name__', kind)
+
+
+def describe(cfg: Config) -> Description:
+    """Describe the model of a config and how it is tested.
+
+    Args:
+        cfg (Config): The config of a classifier, with ``model`` and
+            ``test_dataloader``.
+
+    Returns:
+        Description: The description. It is plain data if the config is.
+
+    Raises:
+        ValueError: If the config has no classifier or no test pipeline.
+    """
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in dataset or dataset.get('datasets'):
+        # MMEngine's wrappers
+        dataset = dataset.get('dataset') or dataset['datasets'][0]
+    model = _plain(cfg.get('model') or {})
+    missing = [
+        name for name, found in (('model.backbone', model.get('backbone')),
+                                 ('model.head', model.get('head')),
+                                 ('test_dataloader.dataset.pipeline',
+                                  dataset.get('pipeline'))) if not found
+    ]
+    if missing:
+        raise ValueError(
+            f'Found no {", ".join(missing)} in the config {cfg.filename}, '
+            'expected the config of an image classifier. Give the one that '
+            'the model was trained with.')
+    preprocessor = model.get('data_preprocessor') or _plain(
+        cfg.get('data_preprocessor') or {})
+    preprocessor.pop('batch_augments', None)
+    model['data_preprocessor'] = preprocessor
+    pipeline = [
+        step for step in map(_plain, dataset['pipeline'])
+        if step.get('type') not in LOADING
+    ]
+    return Description(model, pipeline)
+
+
+class _Checker:
+    """Copies what a file holds, and refuses what is no plain data."""
+
+    def __init__(self) -> None:
+        self.items = 0
+
+    def copy(self,
+             value: Any,
+             place: str,
+             types: frozenset,
+             depth: int = 0) -> Any:
+        """Copy a value.
+
+        Args:
+            value (Any): The value.
+            place (str): Where it stands, for the message.
+            types (frozenset[str]): What ``type`` may name here.
+            depth (int): How deep it stands.
+
+        Raises:
+            ValueError: If it is no plain data, too large or of another type.
+        """
+        self.items += 1
+        if self.items > MAX_ITEMS or depth > MAX_DEPTH:
+            raise ValueError(f'{place} is larger than any model needs')
+        if isinstance(value, dict):
+            return {
+                self.key(key, place):
+                self.copy(
+                    item, f'{place}.{key}', self.types(key, types), depth +
+                    1) if key != 'type' else self.type(item, place, types)
+                for key, item in value.items()
+            }
+        if isinstance(value, (list, tuple)):
+            copied = [
+                self.copy(item, f'{place}[{i}]', types, depth + 1)
+                for i, item in enumerate(value)
+            ]
+            return tuple(copied) if isinstance(value, tuple) else copied
+        if isinstance(value, bool) or value is None:
+            return value
+        if isinstance(value, (int, float)) and abs(value) <= MAX_NUMBER:
+            return value
+        if isinstance(value, str) and len(value) <= MAX_LENGTH:
+            return value
+        found = f'{value!r:.60}' if isinstance(
+            value, (int, float)) else f'a {type(value).__name__}'
+        raise ValueError(f'{place} is {found}')
+
+    @staticmethod
+    def key(key: Any, place: str) -> str:
+        if isinstance(key, str) and key.isidentifier() and not (
+                key.startswith('_') or key in ('init_cfg', 'pretrained')):
+            return key
+        raise ValueError(f'{place} has the argument {key!r:.60}')
+
+    @staticmethod
+    def types(key: Any, types: frozenset) -> frozenset:
+        """What ``type`` may name in the value of a key."""
+        if types is HEADS and str(key).startswith('loss'):
+            return LOSSES
+        return LAYERS
+
+    @staticmethod
+    def type(name: Any, place: str, types: frozenset) -> str:
+        if isinstance(name, str) and name in types:
+            return name
+        raise ValueError(f'{place} has the type {name!r:.60}')
+
+
+def check_description(model: Any, pipeline: Any, path: str) -> Description:
+    """Check what a checkpoint says about its model.
+
+    Args:
+        model (Any): ``meta['model']`` of the checkpoint.
+        pipeline (Any): ``meta['test_pipeline']`` of the checkpoint.
+        path (str): The checkpoint, for messages.
+
+    Returns:
+        Description: A copy that is safe to build.
+
+    Raises:
+        ValueError: If it is not the description of a classifier, or names
+            anything that is not on the allow-list.
+    """
+    try:
+        if not isinstance(model, dict) or not isinstance(
+                pipeline, (list, tuple)):
+            raise ValueError('it has none')
+        places = dict(
+            backbone=BACKBONES,
+            neck=NECKS,
+            head=HEADS,
+            data_preprocessor=frozenset(('ClsDataPreprocessor', )))
+        unknown = set(model) - {'type', *places}
+        if model.get('type') != 'ImageClassifier' or unknown:
+            raise ValueError(
+                f'model has the type {model.get("type")!r:.60} and the '
+                f'arguments {sorted(map(str, model))!r:.200}')
+        checker = _Checker()
+        checked = dict(type='ImageClassifier')
+        for place, types in places.items():
+            part = model.get(place)
+            if part is None and place == 'neck':
+                continue
+            if not isinstance(part, dict) or ('type' not in part and place
+                                              != 'data_preprocessor'):
+                raise ValueError(f'model has no {place} with a type')
+            checked[place] = checker.copy(part, place, types)
+        steps = [
+            checker.copy(step, f'test_pipeline[{i}]', TRANSFORMS)
+            for i, step in enumerate(pipeline)
+        ]
+        if not all(
+                isinstance(step, dict) and 'type' in step for step in steps):
+            raise ValueError('test_pipeline has a step without a type')
+    except ValueError as error:
+        raise ValueError(
+            f'The description of the model in {path} can not be used: '
+            f'{error}. Expected an image classifier of the classes that '
+            f'dan_mm/description.py lists, with plain arguments. '
+            f'{WITH_CONFIG}') from None
+    return Description(checked, steps)
+
+
+class _Budget(TorchFunctionMode):
+    """Refuse to make more or larger tensors than a model should have."""
+
+    MAKERS = (torch.empty, torch.full, torch.ones, torch.rand, torch.randn,
+              torch.zeros)
+
+    def __init__(self, tensors: int, elements: int) -> None:
+        super().__init__()
+        self.tensors = tensors
+        self.elements = elements
+
+    def __torch_function__(self,
+                           func: Any,
+                           types: Any,
+                           args: tuple = (),
+                           kwargs: Optional[dict] = None) -> Any:
+        if func in self.MAKERS:
+            size = kwargs.get('size', args) if kwargs else args
+            if size and isinstance(size[0], (list, tuple)):
+                size = size[0]
+            self.tensors -= 1
+            self.elements -= prod(
+                side for side in size if isinstance(side, int))
+            if self.tensors < 0 or self.elements < 0:
+                raise ValueError('it has more parameters than its weights')
+        return func(*args, **(kwargs or {}))
+
+
+def build_classifier(description: Description, weights: Dict[str,
+                                                             torch.Tensor],
+                     path: str) -> ImageClassifier:
+    """Build the classifier of a description, without its weights.
+
+    Args:
+        description (Description): What to build.
+        weights (dict[str, Tensor]): The weights that it will get: no more
+            memory is taken than they need.
+        path (str): The checkpoint, for messages.
+
+    Returns:
+        ImageClassifier: The classifier, in evaluation mode.
+
+    Raises:
+        ValueError: If it can't be built.
+    """
+    # Buffers and class centres are made beside what is stored.
+    tensors = 2 * len(weights) + 1000
+    elements = 2 * sum(value.numel() for value in weights.values()) + 2**22
+    try:
+        with _Budget(tensors, elements):
+            return MODELS.build(description.model).eval()
+    except Exception as error:
+        raise ValueError(
+            f'The model that {path} describes can not be built '
+            f'({type(error).__name__}: {str(error):.300}). Expected arguments '
+            'that fit its classes.') from error
