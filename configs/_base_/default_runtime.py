@@ -6,6 +6,8 @@ default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'))
 
 custom_hooks = [
     dict(type='ClassCheckHook'),
+    # A checkpoint is enough for inference.
+    dict(type='DescribeModelHook'),
     # Resumed training goes on as if it had not been interrupted.
     dict(type='EpochSeedHook'),
     # All processes evaluate with the same statistics of BatchNorm.

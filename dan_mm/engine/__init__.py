@@ -1,12 +1,13 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 from .checkpoint_hook import AtomicCheckpointHook
-from .hooks import CheckpointFitHook, ClassCheckHook
+from .hooks import (ChannelsLastHook, CheckpointFitHook, ClassCheckHook,
+                    DescribeModelHook)
 from .launch import init_cpu_processes, leave_cpu_processes
 from .optim_wrapper import CPUAmpOptimWrapper
 from .seed_hook import EpochSeedHook
 
 __all__ = [
-    'AtomicCheckpointHook', 'CPUAmpOptimWrapper', 'CheckpointFitHook',
-    'ClassCheckHook', 'EpochSeedHook', 'init_cpu_processes',
-    'leave_cpu_processes'
+    'AtomicCheckpointHook', 'CPUAmpOptimWrapper', 'ChannelsLastHook',
+    'CheckpointFitHook', 'ClassCheckHook', 'DescribeModelHook',
+    'EpochSeedHook', 'init_cpu_processes', 'leave_cpu_processes'
 ]

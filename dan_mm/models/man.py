@@ -127,6 +127,10 @@ class MAN(BaseModule):
         feat_size (tuple[int], optional): If the backbone's output is a
             sequence of tokens: the height and width of the map that they form.
             Defaults to None, which means a square.
+        map_scale (float): A factor on the spatial attention maps that weigh
+            the features. The vectors of the heads grow with the backbone's
+            features, and large ones saturate the log-softmax of :class:`AFN`.
+            Defaults to 1.0, as in the original code.
         init_cfg (dict | list, optional): The initialisation. Defaults to that
             of the original code: convolutions kaiming-normal (fan-out),
             linear layers N(0, 0.001), biases 0.
@@ -149,6 +153,7 @@ class MAN(BaseModule):
         in_index: int = -1,
         num_extra_tokens: int = 0,
         feat_size: Optional[Tuple[int, int]] = None,
+        map_scale: float = 1.0,
         init_cfg: Union[dict, List[dict], None] = [
             dict(type='Kaiming', layer='Conv2d'),
             dict(type='Normal', layer='Linear', std=0.001),
@@ -169,6 +174,7 @@ class MAN(BaseModule):
         self.in_index = in_index
         self.num_extra_tokens = num_extra_tokens
         self.feat_size = feat_size
+        self.map_scale = map_scale
         self.heads = nn.ModuleList(
             AttentionHead(in_channels) for _ in range(num_heads))
 
@@ -197,8 +203,8 @@ class MAN(BaseModule):
         # The raw vectors are sums over hundreds of channels, about 70 at
         # first: bfloat16 would lose 7 % of their spread over the heads.
         with torch.autocast(x.device.type, enabled=False):
-            pooled = torch.einsum('bchw,bkhw->bkc', x.to(maps.dtype),
-                                  maps) / maps[0, 0].numel()
+            pooled = torch.einsum('bchw,bkhw->bkc', x.to(maps.dtype), maps) * (
+                self.map_scale / maps[0, 0].numel())
             heads = torch.stack([
                 vector * head.channel(vector)
                 for head, vector in zip(self.heads, pooled.unbind(dim=1))
