@@ -1,37 +1,39 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-import contextlib
-import importlib
-import io
-import os.path as osp
-import sys
+import warnings
 
-from .version import VERSIONS, __version__
+from .version import __version__, check_versions
 
-
-def _check_versions() -> None:
-    """Refuse packages that this one does not work with."""
-    from mmengine.utils import digit_version
-    for name, package, minimum, maximum in VERSIONS:
-        found = importlib.import_module(name).__version__
-        if not (digit_version(minimum) <= digit_version(found) <
-                digit_version(maximum)):
-            raise ImportError(
-                f'dan_mm found {name} {found}, expected '
-                f'>={minimum},<{maximum}. Install one with `pip install '
-                f'"{package}>={minimum},<{maximum}"`; `dan-mm doctor` '
-                'examines all of them.')
+try:
+    check_versions()
+except ImportError as error:
+    # Loading a checkpoint raises it; `dan-mm doctor` has to start.
+    warnings.warn(str(error), stacklevel=2)
 
 
-# `dan-mm doctor` is there for installations that can't import anything; it
-# does so in processes of its own.
-if not (osp.basename(sys.argv[0]).startswith('dan-mm')
-        and sys.argv[1:2] == ['doctor']):
-    # MMPretrain prints which data sets it does without, into what a program
-    # prints.
-    with contextlib.redirect_stdout(io.StringIO()):
-        _check_versions()
-        # Importing them registers everything.
-        from . import models  # noqa: F401
-        from . import checkpoint, datasets, engine, evaluation  # noqa: F401
+def register_all_modules(init_default_scope: bool = True) -> None:
+    """Register all modules of this package, but for the face detector, and
+    those of MMPretrain into MMPretrain's registries.
 
-__all__ = ['__version__']
+    From then on checkpoints are loaded as weights and plain data only: see
+    :mod:`dan_mm.checkpoint`. The modules of the detector are registered by
+    ``import dan_mm.detection``, which needs MMDetection.
+
+    Args:
+        init_default_scope (bool): Whether to make ``mmpretrain`` the default
+            scope. Defaults to True.
+
+    Raises:
+        ImportError: If a package has a version that does not fit.
+    """
+    from mmpretrain.utils import register_all_modules
+
+    from . import (
+        checkpoint,
+        datasets,
+        engine,
+        evaluation,  # noqa: F401
+        models)
+    register_all_modules(init_default_scope)
+
+
+__all__ = ['__version__', 'register_all_modules']

@@ -1,10 +1,11 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """A checkpoint is data, never code.
 
-Importing this module, which ``import dan_mm`` does, makes MMEngine load
-checkpoints only with ``weights_only=True``. On its own, it falls back to
-unpickling whatever the file holds, and it runs the config that a checkpoint
-carries when training resumes.
+Importing this module, as :func:`dan_mm.register_all_modules`, the configs and
+:mod:`dan_mm.apis` do, makes MMEngine load checkpoints only with
+``weights_only=True``. On its own, it falls back to unpickling whatever the
+file holds, and it runs the config that a checkpoint carries when training
+resumes.
 """
 import hashlib
 import os
@@ -19,6 +20,12 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
+
+from .version import check_versions
+
+# Versions of torch that do not fit run code from weights-only files
+# (CVE-2025-32434).
+check_versions()
 
 
 class CheckpointLoadError(RuntimeError):

@@ -18,12 +18,12 @@ import sys
 import tempfile
 import textwrap
 import warnings
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence
 
 # Not `from .version`: a script is in no package.
 TABLES = runpy.run_path(osp.join(osp.dirname(__file__), 'version.py'))
-PYTHON, VERSIONS, MMDET = (
-    TABLES[name] for name in ('PYTHON', 'VERSIONS', 'MMDET'))
+PYTHON, VERSIONS, MMDET, digits = (
+    TABLES[name] for name in ('PYTHON', 'VERSIONS', 'MMDET', 'digits'))
 OTHERS = (
     ('numpy', 'numpy'),
     ('cv2', 'opencv-python'),
@@ -106,8 +106,8 @@ def _ops() -> Dict:
 
 
 def _dan_mm() -> Dict:
-    for name in 'datasets', 'engine', 'evaluation', 'models':
-        importlib.import_module(f'dan_mm.{name}')
+    import dan_mm
+    dan_mm.register_all_modules(init_default_scope=False)
     return _module('dan_mm')
 
 
@@ -263,13 +263,6 @@ def find_nvidia_gpus(timeout: float) -> List[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     return re.findall(r'^GPU \d+: (.+?)(?: \(UUID.*)?$', output, re.M)
-
-
-def digits(version: str) -> Tuple[int, ...]:
-    """The first three numbers of a version."""
-    found = re.match(r'\d+(\.\d+)*', version)
-    numbers = [int(n) for n in found[0].split('.')] if found else []
-    return tuple(numbers + [0] * 3)[:3]
 
 
 def list_owners(owners: Dict[str, str]) -> str:

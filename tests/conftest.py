@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from mmengine.registry import DefaultScope
 
-import dan_mm  # noqa: F401
+import dan_mm
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 SHARED = osp.join(osp.dirname(ROOT), 'shared')
+
+dan_mm.register_all_modules(init_default_scope=False)
 
 
 def shared(*parts: str) -> str:

@@ -61,7 +61,6 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
-from mmengine.registry import init_default_scope
 import dan_mm
 from dan_mm.engine import init_cpu_processes, leave_cpu_processes
 sys.path.insert(0, sys.argv[1])
@@ -69,7 +68,7 @@ from test_launch import BATCH, batch, build
 
 cfg = Config(dict(launcher='pytorch'))
 init_cpu_processes(cfg)
-init_default_scope('mmpretrain')
+dan_mm.register_all_modules()
 rank, size = dist.get_rank(), dist.get_world_size()
 share = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
 results = {}
@@ -250,7 +249,7 @@ def test_train_and_test(ferplus_root, tmp_path):
     config = tmp_path / 'dan.py'
     config.write_text(
         f"_base_ = '{ROOT}/configs/dan_ferplus.py'\n"
-        "custom_imports = dict(imports=['dan_mm', 'keep'])\n"
+        "custom_imports = dict(imports=['dan_mm.models', 'keep'])\n"
         'custom_hooks = _base_.custom_hooks + [dict(type="Keep")]\n')
     shared = environment(NNODES='2')
     shared['PYTHONPATH'] = f'{ROOT}{os.pathsep}{tmp_path}'

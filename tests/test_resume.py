@@ -116,6 +116,7 @@ def put_half(self, obj, filepath):
 
 AtomicLocalBackend.put = put_half
 torch.set_num_threads(1)
+dan_mm.register_all_modules()
 cfg = Config.fromfile(path)
 cfg.resume = True
 runner = Runner.from_cfg(cfg)

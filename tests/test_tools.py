@@ -208,15 +208,17 @@ def test_training_does_not_start_from_anything(ferplus_root, tmp_path,
         start.train()
 
 
-def test_the_training_tool_is_safe_with_any_config(tmp_path, monkeypatch):
-    """With a config that does not import this project."""
-    code = (f"import sys; sys.path.insert(0, '{ROOT}/tools'); import train; "
-            'from mmengine.runner import CheckpointLoader; '
-            'print(CheckpointLoader.load_checkpoint.__module__)')
-    output = subprocess.run([sys.executable, '-c', code],
-                            capture_output=True,
-                            text=True).stdout
-    assert 'dan_mm.checkpoint' in output
+@pytest.mark.parametrize('tool',
+                         ['train', 'test', 'visualization/attention_maps'])
+def test_tools_are_safe_with_any_config(tool, tmp_path):
+    """With a config that does not import this project, and says what loads
+    checkpoints."""
+    (tmp_path / 'config.py').write_text(
+        "print(__import__('mmengine.runner', fromlist=['']).CheckpointLoader."
+        'load_checkpoint.__module__)')
+    code, output = run(tool, tmp_path / 'config.py',
+                       *(['x.pth'] if tool != 'train' else []))
+    assert code != 0 and '\ndan_mm.checkpoint\n' in output, output
 
 
 def merge(*arguments):

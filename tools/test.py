@@ -14,6 +14,7 @@ from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS
 
+import dan_mm
 from dan_mm.checkpoint import load_classes
 from dan_mm.datasets.base import FERDataset
 from dan_mm.engine import (CheckpointFitHook, init_cpu_processes,
@@ -239,6 +240,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
+    dan_mm.register_all_modules(init_default_scope=False)
     cfg = merge_args(Config.fromfile(args.config), args)
     init_cpu_processes(cfg)
     runner = Runner.from_cfg(cfg)

@@ -11,7 +11,7 @@ from mmengine.device import get_device
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmpretrain.registry import DATASETS
 
-# It closes unsafe loading of checkpoints, whatever the config imports.
+import dan_mm
 from dan_mm.datasets import FERFolder
 from dan_mm.engine import (CheckpointFitHook, init_cpu_processes,
                            leave_cpu_processes)
@@ -214,6 +214,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
+    # Checkpoints are loaded safely, whatever the config imports.
+    dan_mm.register_all_modules(init_default_scope=False)
     cfg = merge_args(Config.fromfile(args.config), args)
     init_cpu_processes(cfg)
     runner = Runner.from_cfg(cfg)

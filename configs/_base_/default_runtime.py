@@ -1,6 +1,9 @@
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 
-custom_imports = dict(imports=['dan_mm'])
+custom_imports = dict(imports=[
+    'dan_mm.checkpoint', 'dan_mm.datasets', 'dan_mm.engine',
+    'dan_mm.evaluation', 'dan_mm.models'
+])
 
 default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'))
 

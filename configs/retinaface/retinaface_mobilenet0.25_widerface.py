@@ -4,7 +4,8 @@
 # ImageNet weights that training starts from.
 _base_ = 'mmdet::_base_/default_runtime.py'
 
-custom_imports = dict(imports=['dan_mm.detection'])
+custom_imports = dict(
+    imports=['dan_mm.checkpoint', 'dan_mm.detection', 'dan_mm.engine'])
 
 # B, G, R
 mean = [104, 117, 123]

@@ -7,6 +7,7 @@ from copy import deepcopy
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+import dan_mm
 from dan_mm.datasets.synthface import PARTS
 from dan_mm.engine import CheckpointFitHook
 
@@ -24,6 +25,8 @@ def main() -> None:
         action=DictAction,
         help='override settings of the config with key=value pairs')
     args = parser.parse_args()
+    # Whatever the config imports
+    dan_mm.register_all_modules(init_default_scope=False)
     cfg = Config.fromfile(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmpretrain.evaluation import ConfusionMatrix
 
+import dan_mm
 from dan_mm.engine import CheckpointFitHook
 
 matplotlib.use('Agg')
@@ -47,6 +48,8 @@ def main() -> None:
         help='the folder to write pictures and results to '
         '(default: %(default)s)')
     args = parser.parse_args()
+    # Whatever the config imports
+    dan_mm.register_all_modules(init_default_scope=False)
 
     results = {}
     for method in METHODS:

@@ -14,6 +14,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
+import dan_mm
 from dan_mm.engine import CheckpointFitHook
 from dan_mm.models import MAN
 
@@ -61,6 +62,8 @@ def pick(dataset, per_class: int) -> list:
 
 def load(args: argparse.Namespace):
     """Build the model with its weights, and the test set."""
+    # Whatever the config imports
+    dan_mm.register_all_modules(init_default_scope=False)
     cfg = Config.fromfile(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
