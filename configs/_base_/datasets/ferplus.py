@@ -46,7 +46,11 @@ val_dataloader = dict(
         pipeline=test_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
-val_evaluator = [dict(type='Accuracy'), dict(type='BalancedAccuracy')]
+val_evaluator = [
+    dict(type='Accuracy'),
+    dict(type='BalancedAccuracy'),
+    dict(type='CalibrationError'),
+]
 val_cfg = dict()
 
 test_dataloader = dict(
