@@ -11,7 +11,8 @@ export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 .PHONY: help demo env lint test clean
 
 help:
-	@echo 'make demo   train DAN and plain ResNet-18 on drawn faces, in minutes'
+	@echo 'make demo   train DAN and plain ResNet-18 on synthetic faces, in minutes,'
+	@echo '            and tell the expression of a portrait'
 	@echo 'make env    the environment .venv, with mmcv and its compiled ops'
 	@echo 'make test   that, the linters and the tests'
 	@echo 'make lint   the linters alone'
@@ -36,7 +37,9 @@ help:
 	@touch $@
 
 demo: .venv/base
+	$(BIN)/python -m pip install --quiet -e '.[demo]'
 	$(BIN)/python tools/demo/train_synthface.py
+	$(BIN)/python tools/demo/predict_astronaut.py
 
 env: .venv/ready
 

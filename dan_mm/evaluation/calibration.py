@@ -48,8 +48,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         log_scores = log_softmax(logits / np.exp(log_temperature), axis=1)
         return -log_scores[np.arange(len(labels)), labels].mean()
 
-    return float(
-        np.exp(minimize_scalar(loss, bounds=np.log((0.05, 20))).x))
+    return float(np.exp(minimize_scalar(loss, bounds=np.log((0.05, 20))).x))
 
 
 @METRICS.register_module()
@@ -76,9 +75,9 @@ class CalibrationError(BaseMetric):
     def process(self, data_batch: Sequence,
                 data_samples: Sequence[dict]) -> None:
         """Take the scores and the labels of a batch."""
-        self.results.extend((sample['pred_score'].cpu().numpy(),
-                             int(sample['gt_label']))
-                            for sample in data_samples)
+        self.results.extend(
+            (sample['pred_score'].cpu().numpy(), int(sample['gt_label']))
+            for sample in data_samples)
 
     def compute_metrics(self, results: List[tuple]) -> dict:
         """Compute the metric from the results of all images.

@@ -13,7 +13,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmpretrain.registry import DATASETS, MODELS
 from rich.progress import track
 from scipy.special import softmax
-from sklearn.metrics import recall_score
+from sklearn.metrics import balanced_accuracy_score
 
 from dan_mm import register_all_modules
 from dan_mm.checkpoint import get_weights
@@ -67,10 +67,10 @@ def predict(model: torch.nn.Module,
 def say(name: str, logits: np.ndarray, labels: np.ndarray) -> float:
     """Print how good scores are. Returns the calibration error."""
     scores = softmax(logits, axis=1)
-    recalls = recall_score(labels, scores.argmax(1), average=None)
+    balanced = balanced_accuracy_score(labels, scores.argmax(1))
     ece = expected_calibration_error(scores, labels)
     print(f'{name}: accuracy {100 * (scores.argmax(1) == labels).mean():.2f}, '
-          f'balanced {100 * recalls.mean():.2f}, ECE {ece:.4f}')
+          f'balanced {100 * balanced:.2f}, ECE {ece:.4f}')
     return ece
 
 
@@ -105,18 +105,21 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     logits, labels = predict(model, cfg.val_dataloader)
     before = say('validation, as trained', logits, labels)
     train = DATASETS.build({**cfg.train_dataloader.dataset, 'pipeline': ()})
-    counts = np.bincount(train.get_gt_labels(), minlength=logits.shape[1])
+    # A class that does not occur counts as one image.
+    counts = np.bincount(
+        train.get_gt_labels(), minlength=logits.shape[1]).clip(1)
     shift = args.log_prior * np.log(counts / counts.sum())
     temperature = fit_temperature(logits - shift, labels)
     after = say('validation, calibrated', (logits - shift) / temperature,
                 labels)
 
     weights[f'{last}.weight'] = weights[f'{last}.weight'] / temperature
-    weights[f'{last}.bias'] = (weights[f'{last}.bias'] - torch.from_numpy(
-        shift).float()) / temperature
+    weights[f'{last}.bias'] = (weights[f'{last}.bias'] -
+                               torch.from_numpy(shift).float()) / temperature
     stored: Dict[str, torch.Tensor] = {
         # Variances can be larger than half precision goes.
-        key: value if 'running_' in key or not value.is_floating_point() else
+        key:
+        value if 'running_' in key or not value.is_floating_point() else
         value.half()
         for key, value in weights.items()
     }
