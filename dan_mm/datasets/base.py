@@ -174,6 +174,15 @@ class FERDataset(BaseDataset):
         """
         raise NotImplementedError
 
+    def load_training_only(self) -> List[dict]:
+        """Read what is for training only: neither counted, nor parted with a
+        validation set.
+
+        Returns:
+            list[dict]: As :meth:`load_split` does. Defaults to nothing.
+        """
+        return []
+
     def load_data_list(self) -> List[dict]:
         """Load the annotations, check them and take the part asked for."""
         name = type(self).__name__
@@ -205,6 +214,8 @@ class FERDataset(BaseDataset):
             warnings.warn(problem)
         if held_out:
             data_list = self._take_part(data_list)
+        if self.split == 'train':
+            data_list += self.load_training_only()
         if self.target_classes is not None:
             data_list = self._map_labels(data_list)
         return data_list

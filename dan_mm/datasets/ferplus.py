@@ -62,6 +62,10 @@ class FERPlus(FERDataset):
             shares of the 8 classes in the votes for them that are not dropped.
             Losses then use them, accuracies still the majority. Defaults to
             False.
+        ambiguous (bool): Whether ``split='train'`` also has the images
+            without a majority, 3,329 in all, a third of those of disgust:
+            their votes are targets, too. It needs ``soft_targets``. Defaults
+            to False.
         **kwargs: See :class:`FERDataset`, also for the errors.
     """
 
@@ -80,19 +84,38 @@ class FERPlus(FERDataset):
                  data_root: str,
                  split: str = 'train',
                  soft_targets: bool = False,
+                 ambiguous: bool = False,
                  **kwargs) -> None:
+        if ambiguous and not soft_targets:
+            raise ValueError('FERPlus got ambiguous=True, expected '
+                             'soft_targets=True beside it: images without a '
+                             'majority have no label.')
         self.soft_targets = soft_targets
+        self.ambiguous = ambiguous
         super().__init__(data_root, split, **kwargs)
 
     def load_split(self, split: str) -> List[dict]:
         """Read the annotations of an official split."""
+        return self._load(split, majority=True)
+
+    def load_training_only(self) -> List[dict]:
+        """Read the annotations of the images without a majority."""
+        if not self.ambiguous:
+            return []
+        data_list = self._load('train', majority=False)
+        self._check_files(data_list)
+        return data_list
+
+    def _load(self, split: str, majority: bool) -> List[dict]:
         folder = osp.join(self.data_root, FOLDERS[split])
         num_classes = len(self.METAINFO['classes'])
         data_list = []
         for name, votes in self._read_votes(split):
             votes[votes < 2] = 0
             label = int(votes.argmax())
-            if 2 * votes[label] <= votes.sum() or label >= num_classes:
+            has_majority = 2 * votes[label] > votes.sum()
+            if (has_majority != majority or label >= num_classes
+                    or not votes.any()):
                 continue
             info = dict(img_path=osp.join(folder, name), gt_label=label)
             if self.soft_targets:

@@ -159,6 +159,26 @@ def test_ferplus_majority_and_votes(tmp_path):
             info['gt_score'], votes / votes.sum(), rtol=1e-6)
         assert info['gt_score'].argmax() == info['gt_label']
 
+    # Without a majority they are for training only, with their votes.
+    settings = dict(type='FERPlus', data_root=str(tmp_path), soft_targets=True)
+    more = build(ambiguous=True, val_split=0.2, **settings)
+    held_out = build(ambiguous=True, split='val', val_split=0.2, **settings)
+    names = [{osp.basename(info['img_path'])
+              for info in part} for part in (more, held_out)]
+    assert not names[0] & names[1] and names[1] <= set(expected)
+    ambiguous = names[0] - set(expected)
+    assert names[0] | names[1] == ambiguous | set(expected)
+    assert 'fer300.png' in ambiguous and 'fer303.png' not in ambiguous
+    for info in more:
+        number = int(osp.basename(info['img_path'])[3:-4])
+        votes = np.array(cases[number], float)
+        votes[votes == 1] = 0
+        assert info['gt_label'] == votes.argmax() < 8
+        np.testing.assert_allclose(
+            info['gt_score'], votes[:8] / votes[:8].sum(), rtol=1e-6)
+    with pytest.raises(ValueError, match='ambiguous=True, expected soft_tar'):
+        build(type='FERPlus', data_root=str(tmp_path), ambiguous=True)
+
 
 def test_ferplus_splits(ferplus_root, tmp_path):
     kwargs = dict(type='FERPlus', data_root=ferplus_root)
