@@ -7,9 +7,7 @@ Importing this module, as :func:`dan_mm.register_all_modules`, the configs and
 file holds, and it runs the config that a checkpoint carries when training
 resumes.
 """
-import hashlib
 import os
-import os.path as osp
 import re
 import threading
 from contextlib import contextmanager
@@ -257,48 +255,3 @@ def get_weights(checkpoint: Any, path: str) -> Dict[str, torch.Tensor]:
             f'(NaN or infinity), such as {broken[0]}, expected numbers. Use '
             'an earlier checkpoint: the training had diverged.')
     return weights
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def download(url: str, sha256: str, folder: Optional[str] = None) -> str:
-    """Download a file, unless it is there, and check that it is the expected
-    one. It is whole or not there.
-
-    Args:
-        url (str): Its URL, also ``file://``.
-        sha256 (str): Its SHA-256 sum, in hexadecimal digits.
-        folder (str, optional): Where to keep it. Defaults to None,
-            ``checkpoints`` in PyTorch's folder, which ``TORCH_HOME`` moves.
-
-    Returns:
-        str: The path of the file.
-
-    Raises:
-        OSError: If it can't be downloaded.
-        ValueError: If another file came. It is removed.
-    """
-    folder = folder or osp.join(torch.hub.get_dir(), 'checkpoints')
-    path = osp.join(folder, osp.basename(url))
-    if osp.isfile(path):
-        if _sha256(path) == sha256:
-            return path
-        os.remove(path)
-    os.makedirs(folder, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, path, sha256)
-    except RuntimeError as error:
-        raise ValueError(
-            f'The file that came from {url} is another one, expected the '
-            f'SHA-256 sum {sha256}. It was removed. Try again, or get it '
-            f'elsewhere and put it to {path}.') from error
-    except OSError as error:
-        raise OSError(f'Could not download {url} ({error}). Connect to the '
-                      f'internet, or put that file to {path}.') from error
-    return path

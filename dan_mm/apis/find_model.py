@@ -8,9 +8,10 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from mmpretrain.apis import ModelHub
 
-from dan_mm.checkpoint import download, get_weights
+from dan_mm.checkpoint import get_weights
 from dan_mm.description import (WITH_CONFIG, Description, check_description,
                                 describe)
+from dan_mm.hub import download
 from .model_index import register_model_index, shipped_model
 
 

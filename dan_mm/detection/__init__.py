@@ -11,16 +11,15 @@ except ImportError as error:
         '--force-reinstall --no-deps "onedl-mmcv>=2.3.6,<2.4"` and `pip '
         'install "onedl-mmdetection>=3.5.1,<4"`.') from error
 
+from ..models.retinaface_weights import convert, get_checkpoint
 from .data_preprocessor import FaceDataPreprocessor
-from .mobilenet import MobileNetV1
-from .necks import RetinaFacePyramid, RetinaFaceSSH
 from .portrait_metric import FaceLandmarkMetric
+from .retinaface import MobileNetV1, RetinaFacePyramid, RetinaFaceSSH
 from .retinaface_head import RetinaFaceHead
 from .transforms import (PackFaceInputs, PrepareFaceImage, RandomFaceCrop,
                          RandomFaceFlip)
 from .tta import RetinaFaceTTA
 from .visualizer import FaceLocalVisualizer
-from .weights import convert, download, get_checkpoint
 from .widerface import WiderFaceLandmarks
 from .widerface_metric import WiderFaceMetric
 
@@ -29,5 +28,5 @@ __all__ = [
     'MobileNetV1', 'PackFaceInputs', 'PrepareFaceImage', 'RandomFaceCrop',
     'RandomFaceFlip', 'RetinaFaceHead', 'RetinaFacePyramid', 'RetinaFaceSSH',
     'RetinaFaceTTA', 'WiderFaceLandmarks', 'WiderFaceMetric', 'convert',
-    'download', 'get_checkpoint'
+    'get_checkpoint'
 ]

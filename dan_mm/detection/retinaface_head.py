@@ -2,13 +2,14 @@
 from typing import List, Optional, Sequence, Tuple
 
 import torch
-import torch.nn as nn
 from mmdet.models.dense_heads import AnchorHead
 from mmdet.registry import MODELS
 from mmdet.utils import (ConfigType, InstanceList, OptConfigType,
                          OptInstanceList)
 from mmengine.structures import InstanceData
 from torch import Tensor
+
+from ..models.retinaface import RetinaFaceOutputs, select_anchors
 
 
 @MODELS.register_module()
@@ -88,32 +89,12 @@ class RetinaFaceHead(AnchorHead):
 
     def _init_layers(self) -> None:
         """Make a convolution for each level and output."""
+        outputs = RetinaFaceOutputs(self.in_channels,
+                                    self.prior_generator.num_base_priors,
+                                    self.num_keypoints)
+        self.conv_cls, self.conv_reg, self.conv_kpt = outputs.children()
 
-        def convs(outputs: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                nn.Conv2d(self.in_channels, number * outputs, 1)
-                for number in self.prior_generator.num_base_priors)
-
-        self.conv_cls = convs(self.cls_out_channels)
-        self.conv_reg = convs(self.bbox_coder.encode_size)
-        self.conv_kpt = convs(2 * self.num_keypoints)
-
-    def forward(self, x: Sequence[Tensor]) -> Tuple[List[Tensor], ...]:
-        """Predict scores, boxes and landmarks, none of them decoded.
-
-        Args:
-            x (Sequence[Tensor]): Maps of shape ``(B, C, H, W)``, A anchors at
-                each place.
-
-        Returns:
-            tuple[list[Tensor]]: For each map ``cls_scores`` of shape
-            ``(B, A * 2, H, W)``, where face comes before background,
-            ``bbox_preds`` of shape ``(B, A * 4, H, W)`` and ``kpt_preds`` of
-            shape ``(B, A * 10, H, W)``.
-        """
-        return tuple([conv(feat) for conv, feat in zip(convs, x)]
-                     for convs in (self.conv_cls, self.conv_reg,
-                                   self.conv_kpt))
+    forward = RetinaFaceOutputs.forward
 
     def _get_priors(self, maps: Sequence[Tensor]) -> List[Tensor]:
         """The anchors of each map; pictures of the same size share them."""
@@ -282,11 +263,10 @@ class RetinaFaceHead(AnchorHead):
             found = []
             for *levels, level_priors in zip(cls_scores, bbox_preds, kpt_preds,
                                              priors):
-                # Most anchors are no faces, and need no decoding.
                 levels = [level[number].detach() for level in levels]
                 found.append(
-                    self._select(levels, level_priors, cfg.get('score_thr',
-                                                               0)))
+                    select_anchors(levels, level_priors,
+                                   cfg.get('score_thr', 0)))
             scores, bboxes, keypoints, kept = map(torch.cat, zip(*found))
             if 0 < cfg.get('nms_pre', -1) < len(scores):
                 scores, inds = scores.topk(cfg['nms_pre'])
@@ -301,33 +281,6 @@ class RetinaFaceHead(AnchorHead):
                 self._bbox_post_process(results, cfg, rescale, with_nms,
                                         img_meta))
         return results_list
-
-    def _select(self, levels: Sequence[Tensor], priors: Tensor,
-                score_thr: float) -> Tuple[Tensor, ...]:
-        """Select the anchors of a level whose scores are above a threshold, in
-        their order.
-
-        Args:
-            levels (Sequence[Tensor]): Scores, boxes and landmarks of one
-                picture, each of shape ``(A * n, H, W)``.
-            priors (Tensor): The anchors, of shape ``(H * W * A, 4)``.
-            score_thr (float): The threshold.
-
-        Returns:
-            tuple[Tensor]: The scores, the boxes, the landmarks and the
-            anchors, of shape ``(N, )``, ``(N, 4)``, ``(N, 10)`` and
-            ``(N, 4)``.
-        """
-        height, width = levels[0].shape[-2:]
-        anchors = len(priors) // (height * width)
-        cls_scores, bbox_preds, kpt_preds = (
-            level.float().reshape(anchors, -1, height * width)
-            for level in levels)
-        # The softmax of two scores
-        scores = (cls_scores[:, 0] - cls_scores[:, 1]).sigmoid()
-        place, anchor = (scores.t() > score_thr).nonzero(as_tuple=True)
-        return (scores[anchor, place], bbox_preds[anchor, :, place],
-                kpt_preds[anchor, :, place], priors[place * anchors + anchor])
 
     def _bbox_post_process(self,
                            results: InstanceData,

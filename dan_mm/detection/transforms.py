@@ -1,12 +1,12 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 from typing import Optional, Sequence, Tuple
 
-import cv2
-import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform, RandomFlip
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.registry import TRANSFORMS
+
+from ..datasets.loading import prepare_image
 
 # The landmarks of a face in its mirror image
 FLIPPED_LANDMARKS = [1, 0, 2, 4, 3]
@@ -53,28 +53,10 @@ class PrepareFaceImage(BaseTransform):
         Returns:
             dict: The result dict with the prepared picture.
         """
-        img = results['img']
-        if (img.dtype != np.uint8 or img.ndim not in (2, 3) or 0 in img.shape
-                or img.shape[2:] not in ((), (1, ), (3, ), (4, ))):
-            raise ValueError(
-                f'Got an array of {img.dtype} and of shape {img.shape} as a '
-                'picture, expected uint8 of shape (height, width), or with 1, '
-                '3 (BGR) or 4 (BGRA) channels last. Convert it.')
-        if img.shape[2:] in ((), (1, )):
-            img = cv2.cvtColor(img, cv2.COLOR_GRAY2BGR)
-        elif img.shape[2] == 4:
-            img = cv2.cvtColor(img, cv2.COLOR_BGRA2BGR)
-        height, width = img.shape[:2]
-        if self.max_side and max(height, width) > self.max_side:
-            # A side of a strip must not vanish.
-            size = [
-                max(round(side * self.max_side / max(height, width)), 1)
-                for side in (width, height)
-            ]
-            img = mmcv.imresize(img, size, interpolation='area')
+        img, factor = prepare_image(results['img'], self.max_side)
         results['img'] = img
         results['img_shape'] = img.shape[:2]
-        results['scale_factor'] = (img.shape[1] / width, img.shape[0] / height)
+        results['scale_factor'] = factor
         return results
 
     def __repr__(self) -> str:

@@ -26,7 +26,7 @@ def original():
 @pytest.fixture(scope='session')
 def checkpoint(tmp_path_factory) -> str:
     """The public weights, converted."""
-    from dan_mm.detection.weights import convert_file
+    from dan_mm.models.retinaface_weights import convert_file
     path = str(tmp_path_factory.mktemp('weights') / 'retinaface.pth')
     convert_file(shared('weights', 'retinaface_mobilenet0.25.pth'), path)
     return path

@@ -417,7 +417,7 @@ def test_grey_and_transparent_pictures(detector):
 ])
 def test_refuses_other_arrays(detector, img):
     with pytest.raises(
-            ValueError, match=r'as a picture, expected uint8 of shape'):
+            ValueError, match=r'as an image, expected uint8 of shape'):
         inference_detector(detector, img)
 
 

@@ -1,11 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-import functools
-import hashlib
-import http.server
 import os
-import re
 import runpy
-import threading
 
 import pytest
 import torch
@@ -14,8 +9,8 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from dan_mm.detection import weights
-from dan_mm.detection.weights import WEIGHTS, download, get_checkpoint
+from dan_mm.models import retinaface_weights as weights
+from dan_mm.models.retinaface_weights import WEIGHTS, get_checkpoint
 
 
 @pytest.fixture
@@ -166,89 +161,13 @@ def test_missing_file(tmp_path):
         main([str(tmp_path / 'none.pth'), str(tmp_path / 'dst.pth')])
 
 
-# -------------------------------------------------------------- download
-
-
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A folder that a server on this machine gives out; its address and what
-    it was asked for."""
-    monkeypatch.setenv('no_proxy', '*')
-    folder = tmp_path / 'served'
-    folder.mkdir()
-    requests = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-
-        def log_message(self, format, *args):
-            requests.append(args[0])
-
-    server = http.server.ThreadingHTTPServer(
-        ('127.0.0.1', 0), functools.partial(Handler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f'http://127.0.0.1:{server.server_port}/', requests
-    server.shutdown()
-    server.server_close()
-
-
-def sha256(content):
-    return hashlib.sha256(content).hexdigest()
-
-
-def test_downloads_once(served, tmp_path):
-    folder, url, requests = served
-    (folder / 'weights.pth').write_bytes(b'weights')
-    cache = str(tmp_path / 'cache' / 'deep')
-    path = download(url + 'weights.pth', sha256(b'weights'), cache)
-    with open(path, 'rb') as file:
-        assert file.read() == b'weights'
-    assert os.listdir(cache) == ['weights.pth']
-    assert download(url + 'weights.pth', sha256(b'weights'), cache) == path
-    assert len(requests) == 1
-
-    # A damaged copy is replaced.
-    with open(path, 'wb') as file:
-        file.write(b'weigh')
-    download(url + 'weights.pth', sha256(b'weights'), cache)
-    with open(path, 'rb') as file:
-        assert file.read() == b'weights'
-    assert len(requests) == 2
-
-
-def test_refuses_another_file(served, tmp_path):
-    folder, url, _ = served
-    (folder / 'weights.pth').write_bytes(b'other')
-    cache = str(tmp_path / 'cache')
-    with pytest.raises(
-            ValueError,
-            match=re.escape(f'The file that came from {url}weights.pth is '
-                            'another one, expected the SHA-256 sum ')):
-        download(url + 'weights.pth', sha256(b'weights'), cache)
-    assert os.listdir(cache) == []
-
-
-def test_says_what_to_do_without_a_connection(served, tmp_path):
-    _, url, _ = served
-    cache = str(tmp_path / 'cache')
-    with pytest.raises(OSError, match='Could not download .*404.* put that'):
-        download(url + 'weights.pth', sha256(b'weights'), cache)
-    assert os.listdir(cache) == []
-
-
-def test_default_folder(monkeypatch, tmp_path):
-    (tmp_path / 'weights.pth').write_bytes(b'weights')
-    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
-    path = download(f'file://{tmp_path}/weights.pth', sha256(b'weights'))
-    assert path == str(tmp_path / 'hub' / 'checkpoints' / 'weights.pth')
-
-
 def test_gets_a_checkpoint(tmp_path, monkeypatch):
     source = shared('weights', 'retinaface_mobilenet0.25.pth')
-    url, digest = WEIGHTS['retinaface_mobilenet0.25']
-    assert url.startswith('https://')
+    public = WEIGHTS['retinaface_mobilenet0.25']
+    assert public['url'].startswith('https://')
     # The shared file is the one that is named here.
     monkeypatch.setitem(weights.WEIGHTS, 'retinaface_mobilenet0.25',
-                        (f'file://{source}', digest))
+                        dict(public, url=f'file://{source}', wheel=None))
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         path = get_checkpoint(folder=str(tmp_path))
     model = build('retinaface_mobilenet0.25')

