@@ -1,6 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import csv
 import os.path as osp
+import shutil
 import zipfile
 
 import cv2
@@ -29,6 +30,27 @@ def shared(*parts: str) -> str:
 def mmpretrain_scope():
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         yield
+
+
+@pytest.fixture(scope='session')
+def torch_home(tmp_path_factory) -> str:
+    """A `TORCH_HOME` that has the public weights of the face detector."""
+    home = tmp_path_factory.mktemp('torch_home')
+    folder = home / 'hub' / 'checkpoints'
+    folder.mkdir(parents=True)
+    shutil.copy(
+        shared('weights', 'retinaface_mobilenet0.25.pth'),
+        folder / 'detection_mobilenet0.25_Final.pth')
+    return str(home)
+
+
+@pytest.fixture(scope='session')
+def face_detector(torch_home):
+    """The default face detector."""
+    from dan_mm.apis import FaceDetector
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TORCH_HOME', torch_home)
+        return FaceDetector(device='cpu')
 
 
 def draw_face(seed: int, size: int = 48) -> np.ndarray:

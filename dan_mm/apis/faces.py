@@ -1,15 +1,17 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-import os.path as osp
 from collections import defaultdict
 from typing import List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
+from mmcv.cnn import fuse_conv_bn
+from mmcv.transforms import Compose
 from mmengine.device import get_device
+from mmengine.registry import DefaultScope
 
-from .model_index import find_configs
-
-CONFIG = 'retinaface/retinaface_mobilenet0.25_widerface.py'
+from dan_mm.datasets.loading import prepare_image
+from dan_mm.models.retinaface import Detections, RetinaFace
+from dan_mm.models.retinaface_weights import get_weights
 
 
 def choose_device(device: Optional[str] = None) -> str:
@@ -37,14 +39,14 @@ def choose_device(device: Optional[str] = None) -> str:
 
 
 class Face(NamedTuple):
-    """A face in a picture.
+    """A face in an image.
 
     Args:
         bbox (ndarray): Left, top, right and bottom in pixels, float32 of
             shape ``(4, )``.
         score (float): How sure the detector is, in [0, 1].
         keypoints (ndarray): Left eye, right eye, nose tip, left and right
-            corner of the mouth as seen in the picture, in pixels, float32 of
+            corner of the mouth as seen in the image, in pixels, float32 of
             shape ``(5, 2)``.
     """
     bbox: np.ndarray
@@ -53,22 +55,27 @@ class Face(NamedTuple):
 
 
 class FaceDetector:
-    """Find the faces of pictures with a detector of MMDet, several pictures at
-    a time.
+    """Find the faces of images, several images at a time.
+
+    By default it is RetinaFace with MobileNetV1 x0.25, which needs neither
+    mmdet nor mmcv's compiled ops. With a config it is any detector of MMDet
+    that has landmarks.
 
     Args:
-        config (str, optional): The path of its config; a config is code.
-            Defaults to None, RetinaFace with MobileNetV1 x0.25.
-        checkpoint (str, optional): Its weights. Defaults to None, the public
-            ones of that detector, which are downloaded once.
+        config (str, optional): The path of the config of a detector of MMDet;
+            a config is code. Defaults to None, RetinaFace with MobileNetV1
+            x0.25 and its public weights, which are downloaded once.
+        checkpoint (str, optional): The weights of the detector of the config.
+            Defaults to None.
         device (str, optional): Defaults to None, the first GPU, or the CPU.
         score_thr (float): The score from which on a face counts, in [0, 1].
             Defaults to 0.5.
-        max_side (int): A picture whose longer side has more pixels is shrunk
-            to that for the detection. Defaults to 1600.
+        max_side (int): An image whose longer side has more pixels is shrunk to
+            that for the detection. Defaults to 1600.
 
     Raises:
-        ImportError: If mmdet or the compiled ops of mmcv are missing.
+        ImportError: If there is a config, and mmdet or the compiled ops of
+            mmcv are missing.
         OSError: If the weights can't be read or downloaded.
         ValueError: If there is a config without weights, or the reverse, or
             no such device.
@@ -80,25 +87,83 @@ class FaceDetector:
                  device: Optional[str] = None,
                  score_thr: float = 0.5,
                  max_side: int = 1600) -> None:
-        # First, since it says what to install.
-        from dan_mm.detection import get_checkpoint  # isort: skip
-        from mmcv.cnn import fuse_conv_bn
-        from mmcv.transforms import Compose
-        from mmdet.apis import init_detector
-        from mmdet.utils import get_test_pipeline_cfg
-        from mmengine.registry import DefaultScope
         if (config is None) != (checkpoint is None):
             raise ValueError(
                 f'Got the config {config} and the checkpoint {checkpoint} of '
                 'a detector, expected both or none. Give both.')
+        device = choose_device(device)
         if config is None:
-            config = osp.join(find_configs(), CONFIG)
-            checkpoint = get_checkpoint()
+            self._find = _RetinaFaceFinder(device, max_side)
+        else:
+            self._find = _MMDetFinder(config, checkpoint, device, max_side)
+        self.score_thr = score_thr
+
+    def __call__(self, images: Sequence[np.ndarray]) -> List[List[Face]]:
+        """Find faces.
+
+        Args:
+            images (Sequence[ndarray]): BGR, uint8 of shape ``(H, W, 3)``.
+
+        Returns:
+            list[list[Face]]: The faces of each image, the most certain first.
+
+        Raises:
+            ValueError: If an array is no image.
+        """
+        return [[
+            Face(bbox, float(score), keypoints)
+            for bbox, score, keypoints in zip(*(part.cpu().numpy()
+                                                for part in found))
+            if score >= self.score_thr
+        ] for found in self._find(images)]
+
+
+def _group_by_shape(shapes: Sequence[tuple]) -> List[List[int]]:
+    """Group images for batches: padding to a common size would reach the
+    results at the border."""
+    groups = defaultdict(list)
+    for i, shape in enumerate(shapes):
+        groups[shape].append(i)
+    return list(groups.values())
+
+
+class _RetinaFaceFinder:
+    """RetinaFace without MMDet."""
+
+    def __init__(self, device: str, max_side: int) -> None:
+        model = RetinaFace()
+        model.load_state_dict(get_weights())
+        # The same results, faster
+        self.model = fuse_conv_bn(model.eval()).to(
+            device, memory_format=torch.channels_last)
+        self.device = device
+        self.max_side = max_side
+
+    def __call__(self, images: Sequence[np.ndarray]) -> List[Detections]:
+        prepared = [prepare_image(img, self.max_side) for img in images]
+        results: List[Detections] = [None] * len(images)
+        for group in _group_by_shape([img.shape for img, _ in prepared]):
+            batch, factors = zip(*(prepared[i] for i in group))
+            batch = torch.from_numpy(np.stack(batch)).to(self.device)
+            for i, found in zip(group, self.model.predict(batch, factors)):
+                results[i] = found
+        return results
+
+
+class _MMDetFinder:
+    """A detector of MMDet."""
+
+    def __init__(self, config: str, checkpoint: str, device: str,
+                 max_side: int) -> None:
+        # First, since it says what to install.
+        import dan_mm.detection  # noqa: F401 isort: skip
+        from mmdet.apis import init_detector
+        from mmdet.utils import get_test_pipeline_cfg
+
         # `init_detector` leaves its scope behind, where it would break what
         # the caller builds next.
         with DefaultScope.overwrite_default_scope('mmdet'):
-            model = init_detector(
-                config, checkpoint, device=choose_device(device))
+            model = init_detector(config, checkpoint, device=device)
             load, *rest = get_test_pipeline_cfg(model.cfg)
             load.type = 'mmdet.LoadImageFromNDArray'
             prepare = dict(type='mmdet.PrepareFaceImage', max_side=max_side)
@@ -106,40 +171,16 @@ class FaceDetector:
                 load, prepare,
                 *(step for step in rest if step.type != 'PrepareFaceImage')
             ])
-        # The same results, faster
         self.model = fuse_conv_bn(model).to(memory_format=torch.channels_last)
-        self.score_thr = score_thr
 
-    def __call__(self, pictures: Sequence[np.ndarray]) -> List[List[Face]]:
-        """Find faces.
-
-        Args:
-            pictures (Sequence[ndarray]): BGR, uint8 of shape ``(H, W, 3)``.
-
-        Returns:
-            list[list[Face]]: The faces of each picture, the most certain
-            first.
-
-        Raises:
-            ValueError: If an array is no picture.
-        """
-        results: List[List[Face]] = [[] for _ in pictures]
-        # Padding to a common size would reach the results at the border.
-        by_shape = defaultdict(list)
-        for i, picture in enumerate(pictures):
-            data = self.pipeline(dict(img=picture, img_id=0))
-            by_shape[data['inputs'].shape].append((i, data))
-        for group in by_shape.values():
-            indices, items = zip(*group)
-            batch = {key: [item[key] for item in items] for key in items[0]}
-            with torch.inference_mode():
-                samples = self.model.test_step(batch)
-            for i, sample in zip(indices, samples):
-                found = sample.pred_instances.cpu().numpy()
-                results[i] = [
-                    Face(bbox, float(score),
-                         keypoints) for bbox, score, keypoints in zip(
-                             found.bboxes, found.scores, found.keypoints)
-                    if score >= self.score_thr
-                ]
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray]) -> List[Detections]:
+        items = [self.pipeline(dict(img=img, img_id=0)) for img in images]
+        results: List[Detections] = [None] * len(images)
+        for group in _group_by_shape([item['inputs'].shape for item in items]):
+            batch = {key: [items[i][key] for i in group] for key in items[0]}
+            for i, sample in zip(group, self.model.test_step(batch)):
+                found = sample.pred_instances
+                results[i] = Detections(found.bboxes, found.scores,
+                                        found.keypoints)
         return results

@@ -15,8 +15,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 
 from dan_mm import cli
-from dan_mm.apis import FaceDetector, FERInferencer
-from dan_mm.apis.faces import CONFIG
+from dan_mm.apis import FERInferencer
 from dan_mm.datasets import FERPlus, align_face
 
 
@@ -35,13 +34,12 @@ def model(tmp_path_factory):
     return str(path)
 
 
-def test_crops_of_photographs(model, checkpoint):
+def test_crops_of_photographs(model, face_detector):
     """They are where the landmarks of the index say."""
     folder = shared('data', 'faces_london')
     with open(f'{folder}/index.csv') as file:
         rows = [row for row in csv.DictReader(file) if row['nose_x']][:6]
-    fer = FERInferencer(
-        model, detector=FaceDetector(f'{ROOT}/configs/{CONFIG}', checkpoint))
+    fer = FERInferencer(model, detector=face_detector)
     results = fer([f'{folder}/{row["file"]}' for row in rows],
                   attention_maps=True)
     for row, result in zip(rows, results):
@@ -66,7 +64,8 @@ def test_the_group_photograph(model, checkpoint, tmp_path, capfd):
     code = cli.main([
         'predict', source,
         str(tmp_path / 'broken.jpg'), portrait, '--model', model,
-        '--detector-config', f'{ROOT}/configs/{CONFIG}',
+        '--detector-config',
+        f'{ROOT}/configs/retinaface/retinaface_mobilenet0.25_widerface.py',
         '--detector-checkpoint', checkpoint, '--json', '-', '--out',
         str(tmp_path / 'out')
     ])
