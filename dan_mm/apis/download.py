@@ -1,0 +1,31 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Download once what prediction needs, and print the size and the path of each
+file. For a machine without a network, run it on another one and copy the files
+to the same paths there, in PyTorch's folder, which TORCH_HOME moves."""
+import argparse
+import os.path as osp
+
+HELP = 'download once what prediction needs, for machines without a network'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a command line: there are none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Download what is missing.
+
+    Args:
+        args (Namespace): Not used.
+
+    Returns:
+        int: The exit status, 0.
+
+    Raises:
+        OSError: If something can't be downloaded.
+    """
+    from dan_mm.hub import download
+    from dan_mm.models.retinaface_weights import WEIGHTS
+    path = download(**WEIGHTS['retinaface_mobilenet0.25'])
+    print(f'face detector  {osp.getsize(path) / 1e6:5.1f} MB  {path}')
+    return 0
