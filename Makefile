@@ -18,7 +18,7 @@ help:
 	@echo 'make lint   the linters alone'
 	@echo 'make clean  remove .venv'
 
-# Everything but the detector, without a compiler.
+# Everything but MMDet, without a compiler.
 .venv/base: setup.py Makefile
 	@$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Found Python {v[0]}.{v[1]}, expected 3.10, 3.11 or 3.12. Install one and run: make clean, make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	@# An environment made by an interrupted run is completed, not made anew.

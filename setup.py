@@ -62,6 +62,7 @@ setup(
     ],
     extras_require=dict(
         demo=['scikit-image'],
+        # to train and evaluate the face detector; mmcv with compiled ops, too
         detection=['onedl-mmdetection>=3.5.1,<4'],
         deploy=['onnx', 'onnxruntime'],
         web=['gradio>=6.31,<7'],

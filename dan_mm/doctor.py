@@ -34,7 +34,7 @@ OTHERS = (
     ('sklearn', 'scikit-learn'),
 )
 OPTIONAL = (
-    ('mmdet', 'to find faces in photographs'),
+    ('mmdet', 'to train and evaluate the face detector'),
     ('gradio', 'for the web page'),
     ('onnxruntime', 'to run exported models'),
 )
@@ -380,8 +380,8 @@ def check_ops(result: Dict, torch: str) -> Finding:
     if result['missing']:
         return Finding(
             'warning' if is_installed('mmdet') else 'hint',
-            'mmcv has no compiled ops: expected for the face detector, and '
-            'for nothing else', BUILD_OPS)
+            'mmcv has no compiled ops: expected to train and evaluate the '
+            'face detector, and for nothing else', BUILD_OPS)
     reason = 'fail'
     if re.search(r'undefined symbol|\.so|DLL load failed', result['error']):
         reason = f'were built for another torch than {torch}'

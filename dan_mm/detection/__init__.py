@@ -4,7 +4,8 @@ try:
     import mmdet  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f'dan_mm.detection found that `import {error.name or "mmcv._ext"}` '
+        'dan_mm.detection, which trains and evaluates the face detector, '
+        f'found that `import {error.name or "mmcv._ext"}` '
         'fails, expected mmdet and an mmcv with compiled ops: run `make env` '
         'in a clone of dan_mm, or, in an environment that has torch and '
         'ninja, `pip install --no-build-isolation --no-cache-dir '
