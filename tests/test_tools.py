@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from dan_mm import cli
 from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.engine import CheckpointFitHook
 
@@ -71,6 +71,13 @@ def trained(ferplus_root, tmp_path_factory):
                        'train_cfg.max_epochs=1', 'randomness.seed=0')
     assert code == 0, output
     assert 'accuracy/top1' in output and 'accuracy/balanced' in output
+    # It ends with where the model is, and what to type next.
+    where, test, use = output.splitlines()[-3:]
+    best = work_dir / 'best_accuracy_top1_epoch_1.pth'
+    assert str(best) in where and best.is_file()
+    config = work_dir / 'dan_ferplus.py'
+    assert test.endswith(f'dan-mm test {config} {best}') and config.is_file()
+    assert use.endswith(f'dan-mm predict photo.jpg --model {best}')
     return work_dir, options
 
 
@@ -93,7 +100,12 @@ def test_train_resume_and_test(trained, tmp_path):
     assert code == 0, output
     metrics = json.loads(metrics.read_text())
     assert set(metrics) == {'accuracy/top1', 'accuracy/balanced'}
-    assert f'accuracy/top1: {metrics["accuracy/top1"]:.4f}' in output
+    *log, header, top1, balanced = output.splitlines()
+    assert len(log) < 16 and header == 'Tested on 16 images:', output
+    assert top1.split() == ['accuracy/top1', f'{metrics["accuracy/top1"]:.2f}']
+    assert balanced.split()[0] == 'accuracy/balanced'
+    code, output = run(*test, '--verbose', '--cfg-options', *options)
+    assert code == 0 and 'System environment:' in output
 
     code, output = run(*test, '--tta', '--amp', '--out',
                        tmp_path / 'predictions.pkl', '--cfg-options', *options)
@@ -214,21 +226,16 @@ def test_tools_are_safe_with_any_config(tool, tmp_path):
     """With a config that does not import this project, and says what loads
     checkpoints."""
     (tmp_path / 'config.py').write_text(
-        "print(__import__('mmengine.runner', fromlist=['']).CheckpointLoader."
-        'load_checkpoint.__module__)')
+        "raise SystemExit(__import__('mmengine.runner', fromlist=['']).Check"
+        "pointLoader.load_checkpoint.__module__)")
     code, output = run(tool, tmp_path / 'config.py',
                        *(['x.pth'] if tool != 'train' else []))
-    assert code != 0 and '\ndan_mm.checkpoint\n' in output, output
+    assert code == 1 and output.endswith('dan_mm.checkpoint\n'), output
 
 
 def merge(*arguments):
-    tool = runpy.run_path(f'{ROOT}/tools/train.py')
-    sys.argv, before = ['train.py', *arguments], sys.argv
-    try:
-        args = tool['parse_args']()
-    finally:
-        sys.argv = before
-    return tool['merge_args'](Config.fromfile(args.config), args)
+    args = cli.parse_args(['train', *arguments])
+    return cli.train.merge_args(Config.fromfile(args.config), args)
 
 
 def test_the_training_tool_merges_its_arguments():
@@ -395,6 +402,18 @@ def test_resuming_with_other_classes_is_refused(trained, tmp_path):
     resumed.register_hook(CheckpointFitHook())
     with pytest.raises(ValueError, match="'neutral'.*'c0'.*--finetune"):
         resumed.train()
+
+
+def test_finetuning_on_photographs_is_warned_of(tmp_path, capsys):
+    folder = own_folder(tmp_path / 'mine')
+    arguments = (f'{ROOT}/configs/dan_rafdb.py', '--finetune', 'x.pth',
+                 str(folder))
+    merge(*arguments)
+    [warning] = capsys.readouterr().err.splitlines()
+    assert warning.endswith(f'dan-mm align {folder} ALIGNED --like x.pth')
+    (folder / 'alignment.json').write_text('{"size": 48, "margin": 0.1}')
+    merge(*arguments)
+    assert capsys.readouterr().err == ''
 
 
 def test_finetuning_refuses(tmp_path):

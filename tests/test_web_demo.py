@@ -1,10 +1,8 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """The page in a browser, with a model that is none and with a real one."""
-import importlib.util
 import json
 import os
 import shutil
-import sys
 from urllib.parse import urlsplit
 
 import cv2
@@ -16,10 +14,12 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from PIL import Image
 
+from dan_mm import apis, cli
 from dan_mm.apis import Face, FaceResult, FERInferencer, PictureResult
 from dan_mm.datasets import FERPlus
 
 pytest.importorskip('gradio', reason="needs gradio: pip install -e '.[web]'")
+web_page = pytest.importorskip('dan_mm.apis.web_page')
 SELENIUM = 'needs selenium: pip install selenium'
 webdriver = pytest.importorskip('selenium.webdriver', reason=SELENIUM)
 common = pytest.importorskip('selenium.common', reason=SELENIUM)
@@ -54,26 +54,16 @@ class Fake:
         return [PictureResult(faces=faces)]
 
 
-@pytest.fixture(scope='module')
-def web_demo():
-    """The tool as a module."""
-    spec = importlib.util.spec_from_file_location(
-        'web_demo', f'{ROOT}/tools/demo/web_demo.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def serve(web_demo, tmp_path, monkeypatch):
+def serve(tmp_path, monkeypatch):
     """Serve the page of a model and get its URL."""
     monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path / 'uploads'))
     monkeypatch.setenv('no_proxy', '*')
     pages = []
 
     def start(inferencer):
-        pages.append(web_demo.build(inferencer))
-        return web_demo.launch(pages[-1], '127.0.0.1', None)
+        pages.append(web_page.build(inferencer))
+        return web_page.launch(pages[-1], '127.0.0.1', None)
 
     yield start
     for page in pages:
@@ -226,34 +216,34 @@ def test_page_of_a_real_model(serve, browser, tmp_path):
     browser.wait(lambda: len(browser.all('#heads .thumbnail-item')) == 5)
 
 
-def test_a_model_without_heads(web_demo):
+def test_a_model_without_heads():
     crop = np.zeros((8, 8, 3), np.uint8)
     face = FaceResult(dict(anger=1.), crop=crop)
-    bars, heads = web_demo.show_face([face, face], 1)
+    bars, heads = web_page.show_face([face, face], 1)
     assert bars.label == 'Face 2' and len(heads.value) == 1
     assert heads.label == 'Face 2: this model has no attention heads'
 
 
 @pytest.mark.filterwarnings('ignore:Image size')
-def test_refused_files(web_demo, tmp_path, monkeypatch):
+def test_refused_files(tmp_path, monkeypatch):
     path = tmp_path / 'file.jpg'
     for content in b'', b'<svg xmlns="http://www.w3.org/2000/svg"/>':
         path.write_bytes(content)
         with pytest.raises(ValueError, match='picture: it is empty or in no'):
-            web_demo.read(str(path))
+            web_page.read(str(path))
     cv2.imwrite(str(path), draw_face(0, 240))
     whole = path.read_bytes()
-    assert web_demo.read(str(path)).shape == (240, 240, 3)
+    assert web_page.read(str(path)).shape == (240, 240, 3)
     path.write_bytes(whole[:len(whole) // 2])
     with pytest.raises(ValueError, match='picture: .*truncated.* Try another'):
-        web_demo.read(str(path))
+        web_page.read(str(path))
     path.write_bytes(whole)
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 240 * 240 - 1)
     with pytest.raises(ValueError, match='picture: it has 240x240 pixels'):
-        web_demo.read(str(path))
+        web_page.read(str(path))
 
 
-def test_command(web_demo, monkeypatch, capsys):
+def test_command(monkeypatch, capsys):
     folders = []
 
     class Page:
@@ -267,17 +257,16 @@ def test_command(web_demo, monkeypatch, capsys):
         def block_thread(self):
             """Not here."""
 
-    monkeypatch.setattr(web_demo, 'FERInferencer',
+    monkeypatch.setattr(apis, 'FERInferencer',
                         lambda model, config, device: lambda picture: [])
-    monkeypatch.setattr(web_demo, 'build', lambda inferencer: Page())
-    monkeypatch.setattr(web_demo.signal, 'signal', lambda *_: None)
+    monkeypatch.setattr(web_page, 'build', lambda inferencer: Page())
+    monkeypatch.setattr(cli.web.signal, 'signal', lambda *_: None)
     for name in 'GRADIO_TEMP_DIR', 'no_proxy':
         monkeypatch.setenv(name, '')
 
     def run(*options):
-        monkeypatch.setattr(sys, 'argv', ['web_demo.py', 'model', *options])
-        web_demo.main()
-        return capsys.readouterr().out
+        assert cli.main(['web', 'model', *options]) == 0
+        return ''.join(capsys.readouterr())
 
     output = run()
     assert 'http://127.0.0.1/' in output and 'Warning' not in output
@@ -288,6 +277,6 @@ def test_command(web_demo, monkeypatch, capsys):
     def refuse(model, config, device):
         raise ValueError('no such model')
 
-    monkeypatch.setattr(web_demo, 'FERInferencer', refuse)
+    monkeypatch.setattr(apis, 'FERInferencer', refuse)
     with pytest.raises(SystemExit, match='no such model'):
         run()

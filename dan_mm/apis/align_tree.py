@@ -5,15 +5,15 @@ import argparse
 import csv
 import io
 import json
-import os
 import os.path as osp
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import IO, Dict, Iterator, List, Tuple, Union
 
 import cv2
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from dan_mm.datasets import LoadCheckedImage
@@ -31,58 +31,6 @@ HEADER = [
 ]
 # What happened to a picture
 ALIGNED, NO_FACE, BROKEN = 'aligned', 'no face', 'broken'
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options to a command line."""
-    parser.add_argument(
-        'src', help='the folder of pictures; nothing in it is changed')
-    parser.add_argument('dst', help='the folder to write')
-    parser.add_argument(
-        '--faces',
-        choices=['largest', 'central', 'confident', 'all'],
-        default='largest',
-        help='which faces of a picture to write (default: %(default)s)')
-    parser.add_argument(
-        '--size',
-        type=int,
-        default=224,
-        help='the side of a crop in pixels (default: %(default)s)')
-    parser.add_argument(
-        '--margin',
-        type=float,
-        default=0.1,
-        help='what to add around the face on each side, as a share of the '
-        'crop (default: %(default)s)')
-    parser.add_argument(
-        '--interpolation',
-        choices=['nearest', 'bilinear', 'bicubic', 'lanczos'],
-        default='bilinear',
-        help='(default: %(default)s)')
-    parser.add_argument(
-        '--score-thr',
-        type=float,
-        default=0.5,
-        help='the score from which on a face counts (default: %(default)s)')
-    parser.add_argument(
-        '--like',
-        metavar='MODEL',
-        help='align as the faces that a model was trained on (a checkpoint, a '
-        'work folder, or a name of the model index), instead of --size, '
-        '--margin and --interpolation')
-    parser.add_argument('--config', help='the config of another detector')
-    parser.add_argument('--checkpoint', help='the weights of the detector')
-    parser.add_argument('--device', help='(default: a GPU, or the CPU)')
-    parser.add_argument(
-        '--batch-size',
-        type=int,
-        default=8,
-        help='pictures under way at once (default: %(default)s)')
-    parser.add_argument(
-        '--workers',
-        type=int,
-        default=os.cpu_count(),
-        help='threads that load pictures (default: %(default)s)')
 
 
 class Picture:
@@ -246,8 +194,12 @@ def align_batch(batch: List[Tuple[Picture, Future]], detector: FaceDetector,
     return rows
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, output: IO[str]) -> int:
     """Align a tree of pictures.
+
+    Args:
+        args (Namespace): The options of ``dan-mm align``.
+        output (IO[str]): Where to print what happened.
 
     Returns:
         int: The exit status, 1 if a picture is broken.
@@ -285,10 +237,13 @@ def run(args: argparse.Namespace) -> int:
 
     pictures = [picture for picture in pictures if picture.path not in done]
     if done:
-        print(f'{len(files) - len(pictures)} of {len(files)} pictures are '
-              'done already.')
+        print(
+            f'{len(files) - len(pictures)} of {len(files)} pictures are '
+            'done already.',
+            file=output)
     if pictures:
         detector = build_detector(args)
+        console = Console(stderr=True)
         with ThreadPoolExecutor(args.workers) as pool, open(
                 report,
                 'a',
@@ -300,11 +255,13 @@ def run(args: argparse.Namespace) -> int:
             for batch in track(
                     batches,
                     'Aligning',
+                    console=console,
+                    disable=not console.is_terminal,
                     total=-(-len(pictures) // args.batch_size)):
                 writer.writerows(
                     align_batch(batch, detector, align, args.dst, args.faces))
                 file.flush()
-    return summarize(report, others)
+    return summarize(report, others, output)
 
 
 def align_like(model: str) -> AlignFace:
@@ -329,7 +286,7 @@ def build_detector(args: argparse.Namespace) -> FaceDetector:
         score_thr=args.score_thr)
 
 
-def summarize(report: str, others: List[str]) -> int:
+def summarize(report: str, others: List[str], output: IO[str]) -> int:
     """Print what happened to the pictures.
 
     Returns:
@@ -342,25 +299,19 @@ def summarize(report: str, others: List[str]) -> int:
     status = {row['path']: row['status'] for row in rows}
     counts = Counter(status.values())
     crops = sum(row['status'] == ALIGNED for row in rows)
-    print(f'{counts[ALIGNED]} pictures aligned ({crops} faces), '
-          f'{counts[NO_FACE]} without a face, {counts[BROKEN]} broken. All '
-          f'are in {report}.')
+    print(
+        f'{counts[ALIGNED]} pictures aligned ({crops} faces), '
+        f'{counts[NO_FACE]} without a face, {counts[BROKEN]} broken. All '
+        f'are in {report}.',
+        file=output)
     for name in NO_FACE, BROKEN:
         paths = [repr(path) for path in status if status[path] == name]
         more = f' and {len(paths) - 10} more' if paths[10:] else ''
         if paths:
-            print(f'  {name}: {", ".join(paths[:10])}{more}')
+            print(f'  {name}: {", ".join(paths[:10])}{more}', file=output)
     if others:
-        print(f'  {len(others)} files are no pictures by their extension, '
-              f'the first is {others[0]!r}')
+        print(
+            f'  {len(others)} files are no pictures by their extension, '
+            f'the first is {others[0]!r}',
+            file=output)
     return int(counts[BROKEN] > 0)
-
-
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(str(error))

@@ -3,18 +3,24 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
+import dan_mm
 from dan_mm import apis, cli
+from dan_mm.apis import inferencer
+from dan_mm.datasets import FERPlus
 
 
 @pytest.fixture
@@ -52,7 +58,7 @@ def test_all_outputs(predict, tree, tmp_path):
     code, output, error = predict(tree, '--out', out, '--json', lines, '--csv',
                                   table)
     assert code == 0 and output == '', error
-    assert '8 pictures or frames, 8 faces: ' in error
+    assert error.startswith('3 images, 5 frames, 8 faces: '), error
     found = sorted(
         os.path.relpath(path, out) for path in out.rglob('*')
         if path.is_file())
@@ -122,7 +128,7 @@ def test_one_bad_face(predict, tree, tmp_path, detector, monkeypatch):
     monkeypatch.setattr(type(detector), '__call__', spoil)
     code, output, error = predict(tree / 'sub', '--csv', tmp_path / 'table')
     assert code == 1 and 'can not be aligned' in error
-    assert '1 pictures or frames, 1 faces' in error
+    assert '1 image, 1 face: ' in error
     with open(tmp_path / 'table', newline='', encoding='utf-8') as file:
         [row] = csv.DictReader(file)
     assert row['left'] == '60.00' and 'can not be aligned' in row['error']
@@ -217,13 +223,20 @@ def test_what_is_printed_is_harmless(predict, tree):
 
 def test_a_process_prints_nothing_but_results(work_dir, tree):
     command = [
-        sys.executable, '-m', 'dan_mm.cli', 'predict', tree / 'a.png',
-        '--aligned', '--model', work_dir, '--device', 'cpu', '--json', '-'
+        sys.executable, '-m', 'dan_mm', 'predict', tree / 'a.png', '--aligned',
+        '--model', work_dir, '--device', 'cpu', '--json', '-'
     ]
     process = subprocess.run(command, cwd=ROOT, capture_output=True)
     assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout)['faces'][0]['expression']
-    assert b'FER+' in process.stderr
+    expression = json.loads(process.stdout)['faces'][0]['expression']
+    assert process.stderr.decode() == f'1 image, 1 face: {expression} 1\n'
+    process = subprocess.run([*command, '--verbose'],
+                             cwd=ROOT,
+                             capture_output=True,
+                             text=True)
+    assert json.loads(process.stdout)['faces'][0]['expression'] == expression
+    assert 'was trained on FER+' in process.stderr
+    assert 'Could not import OneDL' in process.stderr
     process = subprocess.run(
         ['bash', '-c', '"$@" >/dev/full', 'bash', *map(str, command)],
         cwd=ROOT,
@@ -282,7 +295,7 @@ def test_interrupted(work_dir, tmp_path):
     lines = tmp_path / 'lines'
     process = subprocess.Popen(
         [
-            sys.executable, '-m', 'dan_mm.cli', 'predict', *folders, '--model',
+            sys.executable, '-m', 'dan_mm', 'predict', *folders, '--model',
             work_dir, '--aligned', '--json', lines, '--device', 'cpu'
         ],
         cwd=ROOT,
@@ -302,7 +315,66 @@ def test_interrupted(work_dir, tmp_path):
     assert 0 < len(results) < 20000
 
 
-def test_align_and_doctor_have_their_options(capsys):
+def test_a_warning_is_a_line(tree, work_dir, monkeypatch, capfd):
+    """Those of this package, without a place in the code."""
+    monkeypatch.setattr(
+        FERPlus, 'METAINFO', {
+            key: value
+            for key, value in FERPlus.METAINFO.items() if key != 'alignment'
+        })
+    monkeypatch.setattr(inferencer, '_said', set())
+    checkpoint = torch.load(work_dir / 'epoch_5.pth', weights_only=False)
+    checkpoint['meta']['dataset_meta'].pop('alignment')
+    torch.save(checkpoint, tree / 'model.pth')
+    shutil.copy(work_dir / 'dan_ferplus.py', tree)
+    with warnings.catch_warnings(record=True) as caught:
+        assert cli.main([
+            'predict', f'{tree}/a.png', '--aligned', '--model',
+            f'{tree}/model.pth', '--device', 'cpu'
+        ]) == 0
+    assert not caught
+    warning, summary = capfd.readouterr().err.splitlines()
+    assert warning.startswith('Warning: The checkpoint does not say how')
+    assert summary.startswith('1 image, 1 face: ')
+
+
+@pytest.mark.parametrize('number, images, faces, words', [
+    (0, 0, 0, '0 images, 0 faces'),
+    (1, 1, 0, '1 image, 0 faces'),
+    (2, 2, 1, '2 images, 1 face: anger 1'),
+])
+def test_the_summary_counts_in_grammar(number, images, faces, words):
+    summary = cli.predict.Summary()
+    for i in range(number):
+        summary.add(
+            apis.PictureResult(faces=[apis.FaceResult(dict(anger=1.))] *
+                               (i < faces)))
+    assert list(summary.lines()) == [words]
+
+
+def test_what_needs_nothing_imports_nothing():
+    """0.2 s, where importing PyTorch and MMPretrain takes 5."""
+    for arguments, word in ((['--help'], 'doctor'), (['--version'],
+                                                     dan_mm.__version__),
+                            (['pedict'], "invalid choice: 'pedict'"),
+                            *(([command, '--help'], '--help')
+                              for command in cli.COMMANDS)):
+        process = subprocess.run(
+            [sys.executable, '-X', 'importtime', '-m', 'dan_mm', *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True)
+        assert word in process.stdout + process.stderr
+        assert process.returncode == (2 if word.startswith('inv') else 0)
+        imported = {
+            line.split('|')[-1].strip().split('.')[0]
+            for line in process.stderr.splitlines() if '|' in line
+        }
+        assert 'dan_mm' in imported
+        assert not imported & {'cv2', 'mmengine', 'numpy', 'rich', 'torch'}
+
+
+def test_commands_and_their_errors(capsys):
     for command, word in (('align', '--margin'), ('doctor', 'mend')):
         with pytest.raises(SystemExit) as error:
             cli.main([command, '--help'])
@@ -310,3 +382,19 @@ def test_align_and_doctor_have_their_options(capsys):
         assert word in capsys.readouterr().out
     assert cli.main(['align', '/nowhere', '/else']) == 2
     assert 'Found no folder /nowhere' in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError):
+        cli.main(['align', '/nowhere', '/else', '--verbose'])
+
+
+def test_configs_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    find = cli.config.find_config
+    assert find('dan_rafdb') == f'{ROOT}/configs/dan_rafdb.py'
+    assert find('dan-h2_rafdb') == f'{ROOT}/configs/ablation/dan-h2_rafdb.py'
+    (tmp_path / 'dan_rafdb').write_text('')
+    assert find('dan_rafdb') == 'dan_rafdb'
+    for name in 'dan_rafbd', 'configs/dan_rafbd.py':
+        with pytest.raises(SystemExit, match='such as dan_rafdb or'):
+            find(name)
+    with pytest.raises(SystemExit, match='Found no config ferplus,'):
+        find('ferplus')

@@ -1,53 +1,30 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""Facial expressions of pictures and videos: predict, align, doctor."""
-# What each command needs is imported by it: `doctor` works where nothing else
-# can be imported.
+"""Tell the expressions of the faces of images, folders and videos, and print
+them, or write them where an option says.
+
+The exit status is 0 if all could be read, 1 if something could not, 2 if the
+command could not begin or go on.
+"""
 import argparse
 import csv
 import errno
 import json
-import os
 import os.path as osp
 import sys
-from contextlib import ExitStack, redirect_stdout
-from typing import IO, Iterable, List, Optional, Sequence
+from contextlib import ExitStack
+from typing import IO, Dict, Iterable, List, Sequence
 
-# The exit status of an interrupted command, as in shells
-INTERRUPTED = 130
+from .output import add_verbose, results_only
 
-
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog='dan-mm', description=__doc__)
-    commands = parser.add_subparsers(dest='command', required=True)
-    predict = commands.add_parser(
-        'predict',
-        help='tell the expressions of the faces of pictures and videos',
-        description='Tell the expressions of the faces of pictures, folders '
-        'and videos, and print them, or write them where an option says. The '
-        'exit status is 0 if all could be read, 1 if something could not, 2 '
-        'if the command could not begin or go on.')
-    add_predict_arguments(predict)
-    align = commands.add_parser(
-        'align',
-        help='write aligned crops of the faces of a tree of pictures',
-        description='Find the faces of a tree of pictures, and write the same '
-        'tree of aligned crops.')
-    if argv[:1] == ['align']:
-        from dan_mm.apis.align_tree import add_arguments
-        add_arguments(align)
-    commands.add_parser(
-        'doctor',
-        help='say what is wrong with this installation, and how to mend it',
-        description='Say what is wrong with this installation, and how to '
-        'mend it. The exit status is 1 if there is a problem.')
-    return parser.parse_args(argv)
+HELP = 'tell the expressions of the faces of images and videos'
 
 
-def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a command line."""
     parser.add_argument(
         'inputs',
         nargs='+',
-        help='pictures, videos, folders, or the number of a camera')
+        help='images, videos, folders, or the number of a camera')
     parser.add_argument(
         '--model',
         help='a checkpoint, a work folder, or a name of the model index')
@@ -55,16 +32,16 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         '--config', help='the config of the model, which is code and runs')
     parser.add_argument(
         '--out',
-        help='a folder for annotated pictures and videos, with the tree of '
+        help='a folder for annotated images and videos, with the tree of '
         'the input')
     parser.add_argument(
-        '--json', help='a file for JSON lines, one a picture; - is the output')
+        '--json', help='a file for JSON lines, one an image; - is the output')
     parser.add_argument(
         '--csv', help='a file for a table, one row a face; - is the output')
     parser.add_argument(
         '--aligned',
         action='store_true',
-        help='the pictures are aligned crops of one face: no detector')
+        help='the images are aligned crops of one face: no detector')
     parser.add_argument(
         '--smoothing',
         type=float,
@@ -88,11 +65,22 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         '--batch-size',
         type=int,
         default=8,
-        help='pictures under way at once (default: %(default)s)')
+        help='images under way at once (default: %(default)s)')
+    add_verbose(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tell the expressions of the faces of images and videos.
+
+    Returns:
+        int: The exit status, 1 if something could not be read or written.
+    """
+    with results_only(args.verbose) as output:
+        return predict(args, output)
 
 
 def predict(args: argparse.Namespace, output: IO[str]) -> int:
-    """Tell the expressions of the faces of pictures and videos.
+    """See :func:`run`.
 
     Args:
         args (Namespace): The options.
@@ -142,14 +130,20 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
             writers.append(stack.enter_context(annotated))
         if not writers:
             writers.append(TextWriter(output))
+        console = Console(stderr=True)
+        total = count(sources)
         progress = stack.enter_context(
             Progress(
                 TextColumn('Predicting'),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                console=Console(stderr=True)))
-        task = progress.add_task('', total=count(sources))
+                console=console,
+                transient=True,
+                # Results on the same terminal show how far it is.
+                disable=not console.is_terminal or total == 1
+                or output.isatty()))
+        task = progress.add_task('', total=total)
         for picture, result in inferencer.stream_pictures(
                 sources,
                 aligned=args.aligned,
@@ -200,33 +194,45 @@ def open_text(path: str, output: IO[str], stack: ExitStack) -> IO[str]:
             path, 'w', newline='', encoding='utf-8', errors='surrogateescape'))
 
 
+def _count(number: int, noun: str) -> str:
+    return f'{number} {noun}{"" if number == 1 else "s"}'
+
+
 class Summary:
-    """What happened to the pictures."""
+    """What happened to the images."""
 
     def __init__(self) -> None:
-        self.pictures = 0
-        self.faces = {}
+        self.images = 0
+        self.frames = 0
+        self.faces: Dict[str, int] = {}
         self.errors: List[str] = []
 
     def add(self, result) -> None:
-        """Take the result of a picture."""
+        """Take the result of an image."""
         if result.error:
             self.errors.append(result.error)
             # Of one that was read, a face may have failed.
             if not result.faces:
                 return
-        self.pictures += 1
+        if result.frame is None:
+            self.images += 1
+        else:
+            self.frames += 1
         for face in result.faces:
             count = self.faces.get(face.expression, 0)
             self.faces[face.expression] = count + 1
 
     def lines(self) -> Iterable[str]:
         """Say it."""
-        total = sum(self.faces.values())
+        counts = [
+            _count(number, noun)
+            for number, noun in ((self.images, 'image'),
+                                 (self.frames, 'frame')) if number
+        ] or ['0 images']
+        counts.append(_count(sum(self.faces.values()), 'face'))
         parts = ', '.join(f'{name} {number}' for name, number in sorted(
             self.faces.items(), key=lambda item: -item[1]))
-        yield (f'{self.pictures} pictures or frames, {total} faces'
-               f'{f": {parts}" if parts else ""}.')
+        yield ', '.join(counts) + (f': {parts}' if parts else '')
         for error in self.errors[:10]:
             yield error
         if self.errors[10:]:
@@ -234,13 +240,13 @@ class Summary:
 
 
 class TextWriter:
-    """Print a line for each face, and for each picture without one."""
+    """Print a line for each face, and for each image without one."""
 
     def __init__(self, file: IO[str]) -> None:
         self.file = file
 
     def write(self, picture, result) -> None:
-        """Print a picture."""
+        """Print an image."""
         from dan_mm.apis.inferencer import printable
         place = printable(str(result.path))
         if result.frame is not None:
@@ -258,13 +264,13 @@ class TextWriter:
 
 
 class JSONWriter:
-    """Write a JSON object for each picture, one a line."""
+    """Write a JSON object for each image, one a line."""
 
     def __init__(self, file: IO[str]) -> None:
         self.file = file
 
     def write(self, picture, result) -> None:
-        """Write a picture."""
+        """Write an image."""
         # Names that are no valid text stay readable as escapes.
         line = json.dumps(result.to_dict(), allow_nan=False)
         self.file.write(line + '\n')
@@ -272,7 +278,7 @@ class JSONWriter:
 
 
 class CSVWriter:
-    """Write a row for each face, and for each picture without one."""
+    """Write a row for each face, and for each image without one."""
 
     def __init__(self, file: IO[str], classes: Sequence[str]) -> None:
         self.file = file
@@ -284,7 +290,7 @@ class CSVWriter:
         ])
 
     def write(self, picture, result) -> None:
-        """Write a picture."""
+        """Write an image."""
         place = [
             '' if value is None else value
             for value in (result.path, result.frame, result.time)
@@ -304,46 +310,3 @@ class CSVWriter:
             blanks = [''] * (7 + len(self.classes))
             self.writer.writerow([*place, *blanks, result.error or ''])
         self.file.flush()
-
-
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv (Sequence[str], optional): The arguments. Defaults to None, those
-            of the process.
-
-    Returns:
-        int: The exit status: 0, or 1 if something could not be read, 2 if it
-        could not begin or go on.
-    """
-    args = parse_args(sys.argv[1:] if argv is None else list(argv))
-    if args.command == 'doctor':
-        from dan_mm.doctor import main as doctor
-        return doctor()
-    # FFmpeg says more about broken frames than anybody wants to know.
-    os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
-    try:
-        if args.command == 'align':
-            from dan_mm.apis.align_tree import run
-            return run(args)
-        # What others print is not for a reader of the results.
-        output = sys.stdout or open(os.devnull, 'w')
-        output.reconfigure(errors='backslashreplace')
-        with redirect_stdout(sys.stderr):
-            return predict(args, output)
-    except KeyboardInterrupt:
-        print('Interrupted; what was written stays.', file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of the output has had enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ImportError, MemoryError, OSError, RuntimeError, TypeError,
-            ValueError) as error:
-        print(f'dan-mm {args.command}: {error}', file=sys.stderr)
-        return 2
-
-
-if __name__ == '__main__':
-    sys.exit(main())

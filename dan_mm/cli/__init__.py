@@ -1,0 +1,67 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Facial expressions of images and videos."""
+import argparse
+import os
+import sys
+from typing import Optional, Sequence
+
+from dan_mm.version import __version__
+from . import align, doctor, predict, test, train, web
+
+# Each module has `HELP`, `add_arguments(parser)` and `run(args)`, which
+# returns the exit status. They import the standard library alone until `run`:
+# help, typos and the version are answered at once, and `doctor` works where
+# nothing else can be imported.
+COMMANDS = dict(
+    predict=predict,
+    align=align,
+    train=train,
+    test=test,
+    web=web,
+    doctor=doctor)
+# The exit status of an interrupted command, as in shells
+INTERRUPTED = 130
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog='dan-mm', description=__doc__)
+    parser.add_argument(
+        '--version', action='version', version=f'dan-mm {__version__}')
+    commands = parser.add_subparsers(
+        dest='command', metavar='COMMAND', required=True)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=module.HELP, description=module.__doc__)
+        module.add_arguments(command)
+    return parser.parse_args(argv)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv (Sequence[str], optional): The arguments. Defaults to None, those
+            of the process.
+
+    Returns:
+        int: The exit status: 0, or 1 if something could not be read, 2 if it
+        could not begin or go on.
+    """
+    args = parse_args(sys.argv[1:] if argv is None else list(argv))
+    try:
+        return COMMANDS[args.command].run(args)
+    except KeyboardInterrupt:
+        print('Interrupted; what was written stays.', file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of the output has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ImportError, MemoryError, OSError, RuntimeError, TypeError,
+            ValueError) as error:
+        # Configs are code of users, who need to see where it failed.
+        if args.command in ('train', 'test') or getattr(
+                args, 'verbose', False):
+            raise
+        print(f'dan-mm {args.command}: {error}', file=sys.stderr)
+        return 2

@@ -1,0 +1,84 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Find the faces of a tree of images, and write the same tree of aligned
+crops."""
+import argparse
+import os
+from typing import Optional, Sequence
+
+from .output import add_verbose, results_only
+
+HELP = 'write aligned crops of the faces of a tree of images'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a command line."""
+    parser.add_argument(
+        'src', help='the folder of images; nothing in it is changed')
+    parser.add_argument('dst', help='the folder to write')
+    parser.add_argument(
+        '--faces',
+        choices=['largest', 'central', 'confident', 'all'],
+        default='largest',
+        help='which faces of an image to write (default: %(default)s)')
+    parser.add_argument(
+        '--size',
+        type=int,
+        default=224,
+        help='the side of a crop in pixels (default: %(default)s)')
+    parser.add_argument(
+        '--margin',
+        type=float,
+        default=0.1,
+        help='what to add around the face on each side, as a share of the '
+        'crop (default: %(default)s)')
+    parser.add_argument(
+        '--interpolation',
+        choices=['nearest', 'bilinear', 'bicubic', 'lanczos'],
+        default='bilinear',
+        help='(default: %(default)s)')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.5,
+        help='the score from which on a face counts (default: %(default)s)')
+    parser.add_argument(
+        '--like',
+        metavar='MODEL',
+        help='align as the faces that a model was trained on (a checkpoint, a '
+        'work folder, or a name of the model index), instead of --size, '
+        '--margin and --interpolation')
+    parser.add_argument('--config', help='the config of another detector')
+    parser.add_argument('--checkpoint', help='the weights of the detector')
+    parser.add_argument('--device', help='(default: a GPU, or the CPU)')
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        default=8,
+        help='images under way at once (default: %(default)s)')
+    parser.add_argument(
+        '--workers',
+        type=int,
+        default=os.cpu_count(),
+        help='threads that load images (default: %(default)s)')
+    add_verbose(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Align a tree of images.
+
+    Returns:
+        int: The exit status, 1 if an image is broken.
+    """
+    with results_only(args.verbose) as output:
+        from dan_mm.apis.align_tree import run
+        return run(args, output)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run ``tools/dataset_converters/align_faces.py``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(argv))
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(str(error))

@@ -1,0 +1,69 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Options that training and testing have in common."""
+import argparse
+import glob
+import os.path as osp
+from difflib import get_close_matches
+
+
+class DictAction(argparse.Action):
+    """:class:`mmengine.config.DictAction`, which takes seconds to import,
+    imported when it is used."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        from mmengine.config import DictAction
+        DictAction([], self.dest)(parser, namespace, values, option_string)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing have in common."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config with key=value pairs. A list is '
+        'key="[a,b]" or key=a,b; nested lists and tuples are allowed: '
+        'key="[(a,b),(c,d)]", with the quotation marks and without blanks')
+    parser.add_argument(
+        '--no-pin-memory',
+        action='store_true',
+        help='whether to disable pin_memory in dataloaders')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher')
+    # torch.distributed.launch passes --local-rank, older ones --local_rank.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def find_config(name: str) -> str:
+    """Find a config.
+
+    Args:
+        name (str): Its path, or the name of one of this project's configs,
+            such as ``dan_rafdb``.
+
+    Returns:
+        str: Its path.
+
+    Raises:
+        SystemExit: If there is none such.
+    """
+    if osp.isfile(name):
+        return name
+    from dan_mm.apis.model_index import find_configs
+    configs = {
+        osp.splitext(osp.basename(path))[0]: path
+        for path in glob.glob(
+            osp.join(find_configs(), '**', '*.py'), recursive=True)
+        if '_base_' not in path
+    }
+    if name not in configs:
+        close = get_close_matches(
+            osp.splitext(osp.basename(name))[0], configs, n=3)
+        raise SystemExit(
+            f'Found no config {name}, expected the path of one, or the name '
+            'of one of this project, such as '
+            f'{" or ".join(close or ["dan_rafdb"])}.')
+    return configs[name]

@@ -1,0 +1,55 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""What commands print: results on the standard output, the rest on the
+standard error, and what other packages say with ``--verbose`` only."""
+import argparse
+import io
+import os
+import sys
+import warnings
+from contextlib import contextmanager, redirect_stdout
+from typing import IO, Any, Iterator
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--verbose`` to a command line."""
+    parser.add_argument(
+        '--verbose',
+        action='store_true',
+        help='print what other packages say, too, and where errors come from')
+
+
+def _show_warning(message: Any, *args, **kwargs) -> None:
+    from dan_mm.apis.inferencer import printable
+    print(f'Warning: {printable(str(message))}', file=sys.stderr)
+
+
+@contextmanager
+def results_only(verbose: bool) -> Iterator[IO[str]]:
+    """Print results to the standard output, and nothing else.
+
+    What other packages print there, such as the log of MMEngine, goes nowhere
+    or to the standard error. Of warnings, those of this package are shown, as
+    a line each.
+
+    Args:
+        verbose (bool): Whether to show what other packages say, and warnings
+            as Python does.
+
+    Yields:
+        IO[str]: Where to print results.
+    """
+    if not verbose:
+        # FFmpeg and OpenCV tell the standard error about every broken frame.
+        os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
+        os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
+    output = sys.stdout or open(os.devnull, 'w')
+    # Names of files may be no valid text.
+    output.reconfigure(errors='backslashreplace')
+    with warnings.catch_warnings(), redirect_stdout(
+            sys.stderr if verbose else io.StringIO()):
+        if not verbose:
+            warnings.simplefilter('ignore')
+            warnings.filterwarnings('default', module=r'dan_mm\.')
+            # The context restores it.
+            warnings.showwarning = _show_warning
+        yield output

@@ -1,0 +1,322 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+# Modified from
+# https://github.com/open-mmlab/mmpretrain/blob/main/tools/test.py
+"""Test a model on a data set."""
+import argparse
+import logging
+import os
+import os.path as osp
+import sys
+import warnings
+from copy import deepcopy
+from numbers import Real
+from typing import IO, TYPE_CHECKING, Optional, Sequence
+
+from .config import add_common_arguments, find_config
+from .output import add_verbose, results_only
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+HELP = 'test a model on a data set'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a command line."""
+    parser.add_argument(
+        'config',
+        help='test config file, or the name of one of this project; a config '
+        'is code and is executed')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--data-from',
+        metavar='CONFIG',
+        help='test on the data set of another config, with the pipeline and '
+        'batch size of this one; classes are matched by their names')
+    parser.add_argument(
+        '--work-dir', help='the folder to save the evaluation metrics in')
+    parser.add_argument('--out', help='the file to write results to')
+    parser.add_argument(
+        '--out-item',
+        choices=['metrics', 'pred'],
+        help='whether to write the metrics (.json) or the predictions (.pkl), '
+        'the default')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='test with automatic mixed precision')
+    parser.add_argument(
+        '--show-dir', help='the folder to save images of predictions in')
+    parser.add_argument(
+        '--show',
+        action='store_true',
+        help='whether to display predictions in a window')
+    parser.add_argument(
+        '--interval',
+        type=int,
+        default=1,
+        help='visualize one sample in each interval')
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2,
+        help='display time of every window, in seconds')
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help='test-time augmentation: that of the config (`tta_pipeline` and '
+        '`tta_model`), or the average of the scores of the image and its '
+        'mirror image')
+    add_common_arguments(parser)
+    add_verbose(parser)
+
+
+def check_out(args: argparse.Namespace) -> None:
+    """Refuse options of the file to write that do not go together."""
+    if args.out is None and args.out_item is not None:
+        raise SystemExit('--out-item needs --out, the file to write to')
+    is_pickle = args.out and args.out.endswith(('.pkl', '.pickle'))
+    if args.out and args.out_item != 'metrics' and not is_pickle:
+        raise SystemExit(
+            f'--out got {args.out}, expected a .pkl file for predictions; use '
+            '`--out-item metrics` for metrics')
+
+
+def take_data(cfg: 'Config', path: str) -> None:
+    """Take the test data set of another config, without its pipeline."""
+    from mmengine.config import Config
+    loader = Config.fromfile(find_config(path)).get('test_dataloader')
+    if loader is None:
+        raise SystemExit(f'--data-from found no `test_dataloader` in {path}, '
+                         'expected one. Give another config.')
+    dataset = loader.dataset
+    if 'dataset' in dataset or 'datasets' in dataset:
+        raise SystemExit(
+            f'--data-from found the wrapper {dataset.type} in {path}, '
+            'expected a data set. Give a config for each data set in it.')
+    dataset.pipeline = cfg.test_dataloader.dataset.pipeline
+    cfg.test_dataloader.dataset = dataset
+
+
+def match_classes(cfg: 'Config', needed: bool = False) -> None:
+    """Have a data set with other classes than the checkpoint's give labels of
+    the latter, by their names.
+
+    Args:
+        cfg (Config): The config.
+        needed (bool): Whether the checkpoint must have the names of its
+            classes. Defaults to False.
+
+    Raises:
+        SystemExit: If it has not, or has another number of them than the
+            model of outputs.
+    """
+    from mmpretrain.registry import DATASETS
+
+    from dan_mm.checkpoint import load_classes
+    from dan_mm.datasets.base import FERDataset
+    classes = load_classes(cfg.load_from)
+    if classes is None:
+        if needed:
+            raise SystemExit(
+                f'--data-from found no names of classes in {cfg.load_from}, '
+                'expected those that it was trained on: without them its '
+                'outputs mean nothing on other data. Convert an original '
+                'checkpoint with `--dataset`, or take one that '
+                '`tools/train.py` wrote.')
+        warnings.warn(
+            f'The checkpoint {cfg.load_from} has no names of classes: its '
+            'outputs are taken to be in the order of the data set. Convert '
+            'an original checkpoint with `--dataset`.')
+        return
+    model = cfg.model.get('module', cfg.model)
+    outputs = model.get('head', {}).get('num_classes', len(classes))
+    if outputs != len(classes):
+        raise SystemExit(
+            f'The checkpoint {cfg.load_from} has the names of {len(classes)} '
+            f'classes, {classes}, the model of this config has {outputs} '
+            'outputs, expected as many. Use it with the config that it was '
+            'trained with.')
+    dataset = cfg.test_dataloader.dataset
+    data_class = dataset.type
+    if isinstance(data_class, str):
+        data_class = DATASETS.get(data_class)
+    if (dataset.get('target_classes')
+            or not issubclass(data_class or object, FERDataset)):
+        return
+    own = DATASETS.build({**dataset, 'pipeline': (), 'lazy_init': True})
+    if own.own_classes != classes:
+        dataset.target_classes = classes
+
+
+def log_classes(runner: 'Runner') -> None:
+    """Log which classes have no counterpart."""
+    with warnings.catch_warnings():
+        # It is in the log.
+        warnings.filterwarnings('ignore', '.*without counterpart')
+        dataset = runner.test_loop.dataloader.dataset
+    if getattr(dataset, 'val_split', 0) and dataset.split != 'train':
+        runner.logger.info(
+            f'The test is on {len(dataset)} pictures, the part that '
+            f'`val_split={dataset.val_split:.3g}` takes out of '
+            f"{dataset.data_root}. `split='train'` with `val_split=0` is all "
+            'of them.')
+    if getattr(dataset, 'target_classes', None) is None:
+        return
+    classes = dataset.metainfo['classes']
+    runner.logger.info(
+        f'The data set has the classes {dataset.own_classes}, the model '
+        f'{classes}: they are matched by their names. '
+        f'{dataset.describe_unmatched() or "Each has its counterpart."} All '
+        f'{len(classes)} classes of the model stay allowed as predictions.')
+
+
+def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
+    """Merge the command line into the config."""
+    from mmengine.config import ConfigDict
+    from mmengine.device import get_device
+    cfg.launcher = args.launcher
+
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('./work_dirs',
+                                osp.splitext(osp.basename(args.config))[0])
+
+    cfg.load_from = args.checkpoint
+
+    if args.data_from is not None:
+        take_data(cfg, args.data_from)
+
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+
+    if args.show or args.show_dir is not None:
+        options = dict(
+            enable=True, out_dir=args.show_dir, interval=args.interval)
+        if cfg.default_hooks.visualization.type == 'DetVisualizationHook':
+            # That of MMDet draws every picture, and puts a relative folder
+            # into itself.
+            folder = args.show_dir and osp.abspath(args.show_dir)
+            options = dict(draw=True, test_out_dir=folder)
+        cfg.default_hooks.visualization.update(
+            show=args.show, wait_time=args.wait_time, **options)
+
+    if args.tta:
+        if 'tta_model' not in cfg:
+            cfg.tta_model = dict(type='mmpretrain.AverageScoreTTA')
+        if 'tta_pipeline' not in cfg:
+            *before, pack = deepcopy(cfg.test_dataloader.dataset.pipeline)
+            flip = dict(
+                type='TestTimeAug',
+                transforms=[[
+                    dict(type='RandomFlip', prob=1.),
+                    dict(type='RandomFlip', prob=0.)
+                ], [pack]])
+            cfg.tta_pipeline = [*before, flip]
+        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+    defaults = ConfigDict(
+        # Pinned memory is for the copy to an accelerator.
+        pin_memory=get_device() != 'cpu' and not args.no_pin_memory,
+        collate_fn=dict(type='default_collate'))
+    defaults.update(cfg.test_dataloader)
+    cfg.test_dataloader = defaults
+    if args.no_pin_memory:
+        cfg.test_dataloader.pin_memory = False
+
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+
+    match_classes(cfg, needed=args.data_from is not None)
+    return cfg
+
+
+def build_runner(cfg: 'Config', verbose: bool) -> 'Runner':
+    """Build a runner that logs to the standard error: unless ``verbose``,
+    without its settings and environment, which are in its log file, and at
+    most five times on the way.
+
+    Args:
+        cfg (Config): The config.
+        verbose (bool): Whether to log everything.
+    """
+    from mmengine.hooks import LoggerHook
+    from mmengine.runner import Runner
+    runner = Runner.from_cfg(cfg)
+    if verbose:
+        return runner
+    for handler in runner.logger.handlers:
+        # That of the standard output, which is hidden
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(sys.stderr)
+    batches = len(runner.test_loop.dataloader)
+    for hook in runner.hooks:
+        if isinstance(hook, LoggerHook):
+            hook.interval = max(hook.interval, -(-batches // 5))
+    return runner
+
+
+def print_metrics(runner: 'Runner', metrics: dict, output: IO[str]) -> None:
+    """Print the metrics that are numbers, a line each."""
+    from mmengine.dist import is_main_process
+    if not is_main_process():
+        return
+    numbers = {
+        name: value
+        for name, value in metrics.items() if isinstance(value, Real)
+    }
+    width = max(map(len, numbers), default=0)
+    number = len(runner.test_loop.dataloader.dataset)
+    print(
+        f'\nTested on {number} image{"" if number == 1 else "s"}:',
+        file=output)
+    for name, value in numbers.items():
+        print(f'{name:{width}}  {value:.2f}', file=output)
+    output.flush()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Test a model.
+
+    Returns:
+        int: The exit status, 0.
+    """
+    check_out(args)
+    with results_only(args.verbose) as output:
+        import mmengine
+        from mmengine.config import Config
+        from mmengine.evaluator import DumpResults
+
+        import dan_mm
+        from dan_mm.engine import (CheckpointFitHook, init_cpu_processes,
+                                   leave_cpu_processes)
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+        dan_mm.register_all_modules(init_default_scope=False)
+        args.config = find_config(args.config)
+        cfg = merge_args(Config.fromfile(args.config), args)
+        init_cpu_processes(cfg)
+        runner = build_runner(cfg, args.verbose)
+        runner.register_hook(CheckpointFitHook())
+        log_classes(runner)
+
+        if args.out and args.out_item != 'metrics':
+            runner.test_evaluator.metrics.append(
+                DumpResults(out_file_path=args.out))
+
+        metrics = runner.test()
+
+        if args.out and args.out_item == 'metrics':
+            mmengine.dump(metrics, args.out)
+        print_metrics(runner, metrics, output)
+        leave_cpu_processes()
+    return 0
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Run ``tools/test.py``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    run(parser.parse_args(argv))

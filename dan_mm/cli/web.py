@@ -1,0 +1,107 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Show the expressions of faces, and what DAN looks at, on a page in the
+browser that this machine serves to itself."""
+import argparse
+import ipaddress
+import os
+import signal
+import sys
+from tempfile import TemporaryDirectory
+from typing import IO, Optional, Sequence
+
+from .output import add_verbose, results_only
+
+HELP = 'show the expressions of faces on a page in the browser'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a command line."""
+    parser.add_argument(
+        'model',
+        nargs='?',
+        help='checkpoint, work folder or name in the model index')
+    parser.add_argument(
+        '--config',
+        help='config of the checkpoint, where it is not found by itself; a '
+        'config is code and is executed')
+    parser.add_argument(
+        '--host',
+        default='127.0.0.1',
+        help='address to listen at (default: %(default)s, which others can '
+        'not reach)')
+    parser.add_argument(
+        '--port',
+        type=int,
+        help='port to listen at (default: the first free one from 7860 on)')
+    parser.add_argument(
+        '--device', help='such as cpu or cuda:1 (default: a GPU if any)')
+    add_verbose(parser)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == 'localhost'
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve the page until it is interrupted.
+
+    Returns:
+        int: The exit status, 0.
+    """
+    if not is_loopback(args.host):
+        print(
+            f'Warning: --host got {args.host}, expected 127.0.0.1. Others on '
+            'the network can open the page and send it pictures. Leave out '
+            '--host to keep it to this machine.',
+            file=sys.stderr)
+    with results_only(args.verbose) as output:
+        serve(args, output)
+    return 0
+
+
+def serve(args: argparse.Namespace, output: IO[str]) -> None:
+    """See :func:`run`.
+
+    Args:
+        args (Namespace): The options.
+        output (IO[str]): Where to print the URL.
+    """
+    try:
+        import numpy as np
+
+        from dan_mm.apis import FERInferencer, web_page
+        inferencer = FERInferencer(
+            args.model, config=args.config, device=args.device)
+        # What the detector lacks is said now, not to the first picture.
+        inferencer(np.zeros((64, 64, 3), np.uint8))
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(str(error))
+    # Gradio asks its own page whether it is there, even through a proxy.
+    os.environ['no_proxy'] = '*'
+    # By these signals, the folder of uploads would stay.
+    for name in 'SIGTERM', 'SIGHUP':
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: sys.exit())
+    with TemporaryDirectory() as folder:
+        os.environ['GRADIO_TEMP_DIR'] = folder
+        page = web_page.build(inferencer)
+        try:
+            url = web_page.launch(page, args.host, args.port)
+        except OSError as error:
+            raise SystemExit(f'Can not listen at {args.host} ({error}). Free '
+                             'the port, or give another one with --port.')
+        print(
+            f'The page is at {url}: open it in a browser. Ctrl-C stops it.',
+            file=output,
+            flush=True)
+        page.block_thread()
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Run ``tools/demo/web_demo.py``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    run(parser.parse_args(argv))
