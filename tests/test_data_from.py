@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 
+from dan_mm import cli
 from dan_mm.checkpoint import CheckpointLoadError, load_classes
 from dan_mm.datasets import RAFDB, FERPlus
 
@@ -137,18 +138,15 @@ def test_a_model_of_rafdb_on_ferplus(monkeypatch, tmp_path, checkpoints,
             ': contempt (2). All 7 classes of the model stay' in log)
 
 
-def merge(monkeypatch, *arguments):
-    tool = runpy.run_path(f'{ROOT}/tools/test.py')
-    monkeypatch.setattr(sys, 'argv', ['test.py', *map(str, arguments)])
-    args = tool['parse_args']()
-    return tool['merge_args'](Config.fromfile(args.config), args)
+def merge(*arguments):
+    args = cli.parse_args(['test', *map(str, arguments)])
+    return cli.test.merge_args(Config.fromfile(args.config), args)
 
 
-def test_what_comes_from_the_other_config(monkeypatch, checkpoints):
+def test_what_comes_from_the_other_config(checkpoints):
     ferplus, rafdb = config('dan_ferplus'), config('dan_rafdb')
     own, other = Config.fromfile(ferplus), Config.fromfile(rafdb)
-    cfg = merge(monkeypatch, ferplus, checkpoints['ferplus'], '--data-from',
-                rafdb)
+    cfg = merge(ferplus, checkpoints['ferplus'], '--data-from', rafdb)
     loader = cfg.test_dataloader
     assert loader.batch_size == own.test_dataloader.batch_size == 128
     assert loader.dataset.pipeline == own.test_dataloader.dataset.pipeline
@@ -158,35 +156,34 @@ def test_what_comes_from_the_other_config(monkeypatch, checkpoints):
     assert other.test_dataloader.dataset.type == 'RAFDB'
     # A model on its own data set needs no names.
     for name in 'ferplus', 'nameless':
-        cfg = merge(monkeypatch, ferplus, checkpoints[name])
+        cfg = merge(ferplus, checkpoints[name])
         assert 'target_classes' not in cfg.test_dataloader.dataset
     # Without the option, the names count, too.
-    cfg = merge(monkeypatch, ferplus, checkpoints['ferplus'], '--cfg-options',
+    cfg = merge(ferplus, checkpoints['ferplus'], '--cfg-options',
                 'test_dataloader.dataset.type=RAFDB')
     assert cfg.test_dataloader.dataset.target_classes == FERPLUS
 
 
-def test_refusals(monkeypatch, tmp_path, checkpoints):
+def test_refusals(tmp_path, checkpoints):
     ferplus, rafdb = config('dan_ferplus'), config('dan_rafdb')
     with pytest.raises(
             SystemExit,
             match='no names of classes in .*nameless.pt'
             'h.*`--dataset`'):
-        merge(monkeypatch, ferplus, checkpoints['nameless'], '--data-from',
-              rafdb)
+        merge(ferplus, checkpoints['nameless'], '--data-from', rafdb)
     with pytest.raises(
             SystemExit, match='names of 7 classes.*config has 8 outputs'):
-        merge(monkeypatch, ferplus, checkpoints['rafdb'], '--data-from', rafdb)
+        merge(ferplus, checkpoints['rafdb'], '--data-from', rafdb)
     (tmp_path / 'empty.py').write_text('model = None')
     with pytest.raises(SystemExit, match='found no `test_dataloader` in'):
-        merge(monkeypatch, ferplus, checkpoints['ferplus'], '--data-from',
+        merge(ferplus, checkpoints['ferplus'], '--data-from',
               tmp_path / 'empty.py')
     torch.save(
         dict(
             meta=dict(dataset_meta=dict(classes=('glad', 'grim'))),
             state_dict={}), tmp_path / 'mine.pth')
     with pytest.raises(SystemExit, match='names of 2 classes'):
-        merge(monkeypatch, ferplus, tmp_path / 'mine.pth')
+        merge(ferplus, tmp_path / 'mine.pth')
 
 
 def test_class_names_of_a_checkpoint(tmp_path, checkpoints):
