@@ -6,7 +6,7 @@ import sys
 from typing import Optional, Sequence
 
 from dan_mm.version import __version__
-from . import align, doctor, predict, test, train, web
+from . import align, doctor, download, predict, test, train, web
 
 # Each module has `HELP`, `add_arguments(parser)` and `run(args)`, which
 # returns the exit status. They import the standard library alone until `run`:
@@ -18,6 +18,7 @@ COMMANDS = dict(
     train=train,
     test=test,
     web=web,
+    download=download,
     doctor=doctor)
 # The exit status of an interrupted command, as in shells
 INTERRUPTED = 130

