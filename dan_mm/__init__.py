@@ -27,12 +27,7 @@ def register_all_modules(init_default_scope: bool = True) -> None:
     """
     from mmpretrain.utils import register_all_modules
 
-    from . import (
-        checkpoint,
-        datasets,
-        engine,
-        evaluation,  # noqa: F401
-        models)
+    from . import checkpoint, datasets, engine, evaluation, models
     register_all_modules(init_default_scope)
 
 

@@ -1,5 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import csv
+import os
 import os.path as osp
 import shutil
 import zipfile
@@ -10,6 +11,9 @@ import pytest
 from mmengine.registry import DefaultScope
 
 import dan_mm
+from dan_mm.apis import FaceDetector
+from dan_mm.hub import download
+from dan_mm.models.retinaface_weights import WEIGHTS
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 SHARED = osp.join(osp.dirname(ROOT), 'shared')
@@ -32,25 +36,51 @@ def mmpretrain_scope():
         yield
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path_factory, monkeypatch) -> None:
+    """The current folder is empty: what a checkout has been used for, and
+    where the tests are started from, makes no difference."""
+    monkeypatch.chdir(tmp_path_factory.mktemp('cwd'))
+
+
+@pytest.fixture(scope='session', autouse=True)
 def torch_home(tmp_path_factory) -> str:
-    """A `TORCH_HOME` that has the public weights of the face detector."""
-    home = tmp_path_factory.mktemp('torch_home')
-    folder = home / 'hub' / 'checkpoints'
-    folder.mkdir(parents=True)
-    shutil.copy(
-        shared('weights', 'retinaface_mobilenet0.25.pth'),
-        folder / 'detection_mobilenet0.25_Final.pth')
-    return str(home)
+    """A `TORCH_HOME` of the tests alone."""
+    home = str(tmp_path_factory.mktemp('torch_home'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TORCH_HOME', home)
+        yield home
 
 
 @pytest.fixture(scope='session')
-def face_detector(torch_home):
+def detector_weights(torch_home) -> str:
+    """The public weights of the face detector, in that folder."""
+    source = osp.join(SHARED, 'weights', 'retinaface_mobilenet0.25.pth')
+    weights = dict(WEIGHTS['retinaface_mobilenet0.25'])
+    path = osp.join(torch_home, 'hub', 'checkpoints',
+                    osp.basename(weights['url']))
+    if osp.isfile(source):
+        os.makedirs(osp.dirname(path), exist_ok=True)
+        return shutil.copy(source, path)
+    try:
+        return download(**weights)
+    except OSError as error:
+        pytest.skip(f'needs the weights of the face detector: {error}')
+
+
+@pytest.fixture(scope='session')
+def face_detector(detector_weights):
     """The default face detector."""
-    from dan_mm.apis import FaceDetector
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('TORCH_HOME', torch_home)
-        return FaceDetector(device='cpu')
+    return FaceDetector(device='cpu')
+
+
+@pytest.fixture(scope='session')
+def astronaut() -> str:
+    """The portrait of an astronaut in the wheel of scikit-image, 512x512, in
+    the public domain."""
+    return osp.join(
+        osp.dirname(pytest.importorskip('skimage').__file__), 'data',
+        'astronaut.png')
 
 
 def draw_face(seed: int, size: int = 48) -> np.ndarray:

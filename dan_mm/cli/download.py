@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from dan_mm.hub import download
     from dan_mm.models.retinaface_weights import WEIGHTS
     detector = download(**WEIGHTS['retinaface_mobilenet0.25'])
-    for name, path in (('face detector', detector),
-                       ('expressions', shipped_model())):
+    for name, path in (('face detector', detector), ('expressions',
+                                                     shipped_model())):
         print(f'{name:13}  {osp.getsize(path) / 1e6:5.1f} MB  {path}')
     return 0

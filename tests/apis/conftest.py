@@ -55,14 +55,21 @@ def detector():
 
 
 @pytest.fixture(scope='session')
-def work_dir(tmp_path_factory):
-    """A work folder of a narrow DAN with random weights."""
-    folder = tmp_path_factory.mktemp('work_dirs') / 'dan_ferplus'
-    folder.mkdir()
+def narrow_config():
+    """The config of a narrow DAN."""
     cfg = Config.fromfile(f'{ROOT}/configs/dan_ferplus.py')
     cfg.model.backbone.base_channels = 8
     cfg.model.backbone.stem_channels = 8
     cfg.model.neck.in_channels = cfg.model.head.in_channels = 64
+    return cfg
+
+
+@pytest.fixture(scope='session')
+def work_dir(tmp_path_factory, narrow_config):
+    """A work folder of a narrow DAN with random weights."""
+    folder = tmp_path_factory.mktemp('work_dirs') / 'dan_ferplus'
+    folder.mkdir()
+    cfg = narrow_config.copy()
     torch.manual_seed(0)
     cfg.model.backbone.init_cfg = None
     with DefaultScope.overwrite_default_scope('mmpretrain'):

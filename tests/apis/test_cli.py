@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +20,6 @@ from conftest import ROOT
 import dan_mm
 from dan_mm import apis, cli
 from dan_mm.apis import inferencer
-from dan_mm.datasets import FERPlus
 
 
 @pytest.fixture
@@ -253,11 +252,13 @@ def test_without_an_output(predict, tree, monkeypatch):
     assert predict(tree / 'a.png')[0] == 0
 
 
-def test_no_model(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    cv2.imwrite('a.png', np.zeros((9, 9, 3), np.uint8))
-    assert cli.main(['predict', 'a.png']) == 2
-    assert 'Got no model, expected one' in capsys.readouterr().err
+def test_the_shipped_model(astronaut, face_detector, capsys):
+    """With no model named, the answer alone on the output."""
+    assert cli.main(['predict', astronaut]) == 0
+    output, error = capsys.readouterr()
+    assert re.fullmatch(r'\S+astronaut.png: face 1: happiness \d+%, .*\n',
+                        output)
+    assert error.splitlines()[-1] == '1 image, 1 face: happiness 1'
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
@@ -317,16 +318,10 @@ def test_interrupted(work_dir, tmp_path):
 
 def test_a_warning_is_a_line(tree, work_dir, monkeypatch, capfd):
     """Those of this package, without a place in the code."""
-    monkeypatch.setattr(
-        FERPlus, 'METAINFO', {
-            key: value
-            for key, value in FERPlus.METAINFO.items() if key != 'alignment'
-        })
     monkeypatch.setattr(inferencer, '_said', set())
     checkpoint = torch.load(work_dir / 'epoch_5.pth', weights_only=False)
     checkpoint['meta']['dataset_meta'].pop('alignment')
     torch.save(checkpoint, tree / 'model.pth')
-    shutil.copy(work_dir / 'dan_ferplus.py', tree)
     with warnings.catch_warnings(record=True) as caught:
         assert cli.main([
             'predict', f'{tree}/a.png', '--aligned', '--model',

@@ -2,16 +2,15 @@
 import os
 
 from dan_mm import cli
+from dan_mm.apis.model_index import shipped_model
 
 
-def test_prints_what_it_has(torch_home, monkeypatch, capsys):
-    monkeypatch.setenv('TORCH_HOME', torch_home)
+def test_prints_what_it_has(detector_weights, capsys):
     assert cli.main(['download']) == 0
     output, error = capsys.readouterr()
-    [line] = output.splitlines()
-    path = line.split()[-1]
-    assert path.startswith(torch_home) and os.path.isfile(path)
-    assert ' 1.8 MB ' in line
+    detector, expressions = output.splitlines()
+    assert detector.endswith(f' 1.8 MB  {detector_weights}')
+    assert expressions.endswith(f' MB  {shipped_model()}')
     assert error == ''
 
 

@@ -2,7 +2,6 @@
 """The faces of photographs, with the default detector."""
 import csv
 import json
-import os
 import subprocess
 import sys
 
@@ -33,7 +32,7 @@ def test_equals_the_original(face_detector, name):
         assert abs(face.score - other['score']) < 1e-4
 
 
-def test_without_mmdet_and_ops(torch_home):
+def test_without_mmdet_and_ops(detector_weights):
     """In a process where neither can be imported."""
     path = shared('data', 'group_photo', 'solvay_1927.jpg')
     code = f'''
@@ -59,9 +58,6 @@ print([name for name in sys.modules if name.split('.')[0] == 'mmdet'])
 '''
     process = subprocess.run([sys.executable, '-c', code],
                              cwd=ROOT,
-                             env={
-                                 **os.environ, 'TORCH_HOME': torch_home
-                             },
                              capture_output=True,
                              text=True)
     assert process.returncode == 0, process.stderr
@@ -100,9 +96,8 @@ def test_a_batch_of_several_sizes(face_detector):
     assert face_detector([]) == []
 
 
-def test_a_large_image_is_shrunk(face_detector, torch_home, monkeypatch):
+def test_a_large_image_is_shrunk(face_detector):
     """To what it was, so that the face is where it was, twice as large."""
-    monkeypatch.setenv('TORCH_HOME', torch_home)
     small = FaceDetector(device='cpu', max_side=640)
     image = photograph()
     large = cv2.resize(image, (1280, 1280), interpolation=cv2.INTER_NEAREST)

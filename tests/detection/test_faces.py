@@ -28,11 +28,9 @@ def test_leaves_the_default_scope_alone(checkpoint):
 
 
 @pytest.mark.slow
-def test_the_default_detector_finds_the_same(checkpoint, torch_home,
-                                             monkeypatch):
+def test_the_default_detector_finds_the_same(checkpoint, detector_weights):
     """All that is above the threshold of the config, in the same order, in
     batches, in images to shrink, and where two scores are equal."""
-    monkeypatch.setenv('TORCH_HOME', torch_home)
     settings = dict(score_thr=0.02, device='cpu')
     ours = FaceDetector(**settings)
     mmdet = FaceDetector(CONFIG, checkpoint, **settings)
