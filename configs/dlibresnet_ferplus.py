@@ -1,7 +1,7 @@
 _base_ = [
     '_base_/models/dlibresnet.py',
     '_base_/datasets/ferplus_112.py',
-    '_base_/schedules/adamw_cosine_8e.py',
+    '_base_/schedules/adamw_cosine_16e.py',
     '_base_/default_runtime.py',
 ]
 

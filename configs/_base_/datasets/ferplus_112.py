@@ -9,6 +9,8 @@ data_preprocessor = dict(
 
 train_pipeline = [
     dict(type='LoadCheckedImage'),
+    # While the image is small
+    dict(type='ColorJitter', brightness=0.4, contrast=0.4),
     dict(type='Resize', scale=(112, 112)),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='NumpyToPIL'),
@@ -19,7 +21,6 @@ train_pipeline = [
         scale=(0.85, 1.2),
         interpolation='bilinear'),
     dict(type='PILToNumpy'),
-    dict(type='ColorJitter', brightness=0.4, contrast=0.4),
     dict(
         type='RandomErasing',
         erase_prob=0.25,
