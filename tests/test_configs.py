@@ -180,7 +180,8 @@ def test_ablations_change_one_thing(variant, key, value):
 
 @pytest.mark.parametrize('method',
                          ['dan', 'resnet18', 'dan-7x7', 'resnet18-7x7',
-                          'dan-augmented'])  # yapf: disable
+                          'dan-augmented', 'dan-dlibresnet',
+                          'dlibresnet'])  # yapf: disable
 def test_ferplus_chooses_on_training_pictures(method):
     cfg = Config.fromfile(f'{ROOT}/configs/{method}_ferplus.py')
     for phase, split, share in (('train', 'train', 0.1), ('val', 'val', 0.1),
@@ -189,7 +190,22 @@ def test_ferplus_chooses_on_training_pictures(method):
         assert dataset.split == split
         assert dataset.get('val_split') == share
     metrics = [metric.type for metric in cfg.test_evaluator]
-    assert metrics == ['Accuracy', 'BalancedAccuracy']
+    assert metrics == ['Accuracy', 'BalancedAccuracy', 'CalibrationError']
+
+
+def test_dlibresnet_and_its_baseline_share_a_recipe():
+    dan, plain = (
+        Config.fromfile(f'{ROOT}/configs/{name}_ferplus.py')
+        for name in ('dan-dlibresnet', 'dlibresnet'))
+    for key in ('train_dataloader', 'optim_wrapper', 'param_scheduler',
+                'train_cfg', 'custom_hooks', 'data_preprocessor'):
+        assert dan[key] == plain[key]
+    assert dan.model.backbone == plain.model.backbone
+    dataset = dan.train_dataloader.dataset
+    assert dataset.soft_targets and dataset.ambiguous
+    for name in 'val_dataloader', 'test_dataloader':
+        assert not dan[name].dataset.get('ambiguous')
+    assert dan.param_scheduler[1].end == dan.train_cfg.max_epochs
 
 
 @pytest.mark.parametrize('method', ['dan', 'resnet18', 'dan-augmented'])

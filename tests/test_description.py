@@ -2,6 +2,7 @@
 """What a checkpoint from anywhere may build."""
 import glob
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mmpretrain.models import ImageClassifier
 
 from dan_mm.description import (Description, build_classifier,
                                 check_description, describe)
+from dan_mm.engine import ChannelsLastHook, DescribeModelHook
 
 MODEL = dict(
     type='ImageClassifier',
@@ -146,3 +148,51 @@ def test_a_large_model_of_few_weights_is_not_built():
     described = check_description(MODEL, PIPELINE, 'a.pth')
     with pytest.raises(ValueError, match='more parameters than its weights'):
         build_classifier(described, dict(a=torch.zeros(9)), 'a.pth')
+
+
+class Log:
+    """A logger that keeps what it is told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def info(self, line):
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize('name', ['dan_ferplus', 'dlibresnet_ferplus'])
+def test_checkpoints_get_the_description(name):
+    cfg = Config.fromfile(f'{ROOT}/configs/{name}.py')
+    hook, log = DescribeModelHook(), Log()
+    runner = SimpleNamespace(cfg=cfg, logger=log)
+    hook.before_train(runner)
+    checkpoint = dict(meta=dict(epoch=1))
+    hook.before_save_checkpoint(runner, checkpoint)
+    meta = checkpoint['meta']
+    assert meta.pop('epoch') == 1 and not log.lines
+    assert Description(meta['model'], meta['test_pipeline']) == describe(cfg)
+    assert any(hook.type == 'DescribeModelHook' for hook in cfg.custom_hooks)
+
+
+def test_a_model_of_others_is_not_described():
+    cfg = Config.fromfile(f'{ROOT}/configs/dan_ferplus.py')
+    cfg.model.backbone.type = 'MyBackbone'
+    hook, log = DescribeModelHook(), Log()
+    runner = SimpleNamespace(cfg=cfg, logger=log)
+    hook.before_train(runner)
+    checkpoint = dict(meta={})
+    hook.before_save_checkpoint(runner, checkpoint)
+    assert checkpoint == dict(meta={})
+    assert 'need their config' in log.lines[0] and 'MyBackbone' in log.lines[0]
+
+
+def test_channels_last():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3))
+    images = torch.rand(2, 3, 16, 16)
+    expected = model(images)
+    ChannelsLastHook().before_run(SimpleNamespace(model=model))
+    for conv in model:
+        assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(images), expected)

@@ -60,7 +60,7 @@ def find_model(model: Union[str, PathLike, None] = None,
     path = shipped_model() if model is None else _find_checkpoint(
         osp.expanduser(str(model)))
     checkpoint = CheckpointLoader.load_checkpoint(
-        path, map_location='cpu', logger=None)
+        path, map_location='cpu', logger='silent')
     weights = get_weights(checkpoint, path)
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, dict) else {}

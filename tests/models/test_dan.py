@@ -53,6 +53,26 @@ def build(num_heads, channels=32, num_classes=5, **kwargs):
 
 
 @pytest.mark.parametrize('training', [False, True])
+def test_scaled_maps(training):
+    """A factor on the maps is one on the weights that their maps are sums of:
+    the last BatchNorm layers are homogeneous."""
+    neck, _, _ = build(2)
+    scaled = MAN(32, 2, map_scale=0.2).double()
+    scaled.load_state_dict(neck.state_dict())
+    for head in neck.heads:
+        for name in 'conv3x3', 'conv1x3', 'conv3x1':
+            norm = getattr(head.spatial, name)[1]
+            norm.weight.data *= 0.2
+            norm.bias.data *= 0.2
+    x = torch.rand(4, 32, 3, 3, dtype=torch.float64)
+    neck.train(training), scaled.train(training)
+    torch.testing.assert_close(scaled(x)[1], neck(x)[1])
+    # The maps to look at are those of the paper.
+    torch.testing.assert_close(scaled.eval().attention_maps(x),
+                               neck.eval().attention_maps(x) / 0.2)
+
+
+@pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('num_heads', [1, 2, 4])
 def test_equals_the_reference(num_heads, training):
     neck, head, plain = build(num_heads)
