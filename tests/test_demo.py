@@ -14,10 +14,10 @@ from conftest import ROOT
 from mmengine.runner import CheckpointLoader
 
 
-def run(folder, *command):
+def run(folder, *command, **env):
     process = subprocess.run([sys.executable, *map(str, command)],
                              cwd=folder,
-                             env=dict(os.environ, PYTHONPATH=ROOT),
+                             env=dict(os.environ, PYTHONPATH=ROOT, **env),
                              text=True,
                              stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT)
@@ -168,3 +168,24 @@ def test_another_python_is_refused_with_a_sentence(tmp_path):
     assert 'Found Python 3.9, expected 3.10, 3.11 or 3.12. Install one and ' \
         'run: make clean, make PYTHON=python3.12 demo' in process.stderr
     assert not (tmp_path / '.venv').exists()
+
+
+def test_the_portrait(tmp_path, detector_weights, astronaut):
+    """With the detector, and by known landmarks where it can't be
+    downloaded."""
+    script = f'{ROOT}/tools/demo/predict_astronaut.py'
+    answer = fr'of scikit-image, {astronaut}:\n  happiness \d+%, .*\n$'
+    code, output = run(tmp_path, script)
+    assert code == 0 and re.search(answer, output), output
+    assert 'is not here' not in output
+    proxy = 'http://127.0.0.1:9'
+    code, output = run(
+        tmp_path,
+        script,
+        TORCH_HOME=str(tmp_path),
+        http_proxy=proxy,
+        https_proxy=proxy,
+        no_proxy='',
+        PIP_NO_INDEX='1')
+    assert code == 0 and re.search(answer, output), output
+    assert 'The face detector is not here: Could not download' in output

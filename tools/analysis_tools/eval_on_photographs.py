@@ -22,7 +22,10 @@ from dan_mm.datasets.base import canonical_name
 def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        'model', help='a checkpoint, a work folder, or a name of the index')
+        'model',
+        nargs='?',
+        help='a checkpoint, a work folder, or a name of the index (default: '
+        'the shipped model)')
     parser.add_argument(
         '--config', help='the config of the model, which is code and runs')
     parser.add_argument(
