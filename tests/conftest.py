@@ -98,6 +98,12 @@ def draw_face(seed: int, size: int = 48) -> np.ndarray:
     return np.clip(picture + noise, 0, 255).astype(np.uint8)
 
 
+def is_crop(img: np.ndarray) -> bool:
+    """Whether a detector is given a face to look at once more, turned."""
+    height, width = img.shape[:2]
+    return height == width and height % 32 == 0
+
+
 @pytest.fixture(scope='session')
 def ferplus_root(tmp_path_factory) -> str:
     """A small FER+ in the official layout: 160 training and 40 validation

@@ -23,6 +23,7 @@ from dan_mm.datasets.folder import list_pictures
 from .annotate import write_whole
 from .faces import Face, FaceDetector
 from .find_model import find_model
+from .orientation import find_faces
 
 HEADER = [
     'path', 'status', 'crop', 'score', 'left', 'top', 'right', 'bottom',
@@ -31,6 +32,7 @@ HEADER = [
 ]
 # What happened to a picture
 ALIGNED, NO_FACE, BROKEN = 'aligned', 'no face', 'broken'
+IMPLAUSIBLE = 'implausible landmarks: look at this crop'
 
 
 class Picture:
@@ -163,7 +165,7 @@ def align_batch(batch: List[Tuple[Picture, Future]], detector: FaceDetector,
             rows.append([picture.path, BROKEN, *[''] * 16, img])
         else:
             whole.append((picture, img))
-    found = detector([img for _, img in whole])
+    found = find_faces(detector, [img for _, img in whole])
     for (picture, img), faces in zip(whole, found):
         chosen = choose(faces, img.shape[:2], rule)
         if not chosen:
@@ -189,7 +191,8 @@ def align_batch(batch: List[Tuple[Picture, Future]], detector: FaceDetector,
             numbers = [*face.bbox, *face.keypoints.ravel()]
             rows.append([
                 picture.path, ALIGNED, path, f'{face.score:.4f}',
-                *(f'{number:.2f}' for number in numbers), ''
+                *(f'{number:.2f}' for number in numbers),
+                '' if face.landmarks_plausible else IMPLAUSIBLE
             ])
     return rows
 
@@ -298,9 +301,9 @@ def summarize(report: str, others: List[str], output: IO[str]) -> int:
         rows = list(csv.DictReader(file))
     status = {row['path']: row['status'] for row in rows}
     counts = Counter(status.values())
-    crops = sum(row['status'] == ALIGNED for row in rows)
+    crops = [row for row in rows if row['status'] == ALIGNED]
     print(
-        f'{counts[ALIGNED]} pictures aligned ({crops} faces), '
+        f'{counts[ALIGNED]} pictures aligned ({len(crops)} faces), '
         f'{counts[NO_FACE]} without a face, {counts[BROKEN]} broken. All '
         f'are in {report}.',
         file=output)
@@ -309,6 +312,12 @@ def summarize(report: str, others: List[str], output: IO[str]) -> int:
         more = f' and {len(paths) - 10} more' if paths[10:] else ''
         if paths:
             print(f'  {name}: {", ".join(paths[:10])}{more}', file=output)
+    unsure = sum(row['detail'] == IMPLAUSIBLE for row in crops)
+    if unsure:
+        print(
+            f'  {unsure} crops of faces with implausible landmarks: they may '
+            'be turned or wrong',
+            file=output)
     if others:
         print(
             f'  {len(others)} files are no pictures by their extension, '

@@ -46,12 +46,15 @@ class Face(NamedTuple):
             shape ``(4, )``.
         score (float): How sure the detector is, in [0, 1].
         keypoints (ndarray): Left eye, right eye, nose tip, left and right
-            corner of the mouth as seen in the image, in pixels, float32 of
-            shape ``(5, 2)``.
+            corner of the mouth as seen with the face upright, in pixels,
+            float32 of shape ``(5, 2)``.
+        landmarks_plausible (bool): Whether they are those of a face: see
+            :func:`dan_mm.apis.orientation.find_faces`. Defaults to True.
     """
     bbox: np.ndarray
     score: float
     keypoints: np.ndarray
+    landmarks_plausible: bool = True
 
 
 class FaceDetector:

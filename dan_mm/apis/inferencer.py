@@ -22,6 +22,7 @@ from dan_mm.models import MAN
 from .faces import Face, FaceDetector, choose_device
 from .find_model import FoundModel, find_model
 from .media import Picture, Source, expand, read
+from .orientation import find_faces
 from .tracking import FaceTracker
 
 # Pictures are taken together until they have that many pixels.
@@ -61,8 +62,10 @@ class FaceResult:
             picture, float32 of shape ``(4, )``. None for an aligned crop.
         score (float, optional): How sure the detector is, in [0, 1].
         keypoints (ndarray, optional): Left eye, right eye, nose tip, left and
-            right corner of the mouth as seen in the picture, in pixels,
+            right corner of the mouth as seen with the face upright, in pixels,
             float32 of shape ``(5, 2)``.
+        landmarks_plausible (bool, optional): False where the landmarks are not
+            those of a face in any orientation; the scores mean little then.
         track (int, optional): The number of the face in its video, with
             smoothing.
         embedding (ndarray, optional): The features before the classifier, on
@@ -76,6 +79,7 @@ class FaceResult:
     bbox: Optional[np.ndarray] = None
     score: Optional[float] = None
     keypoints: Optional[np.ndarray] = None
+    landmarks_plausible: Optional[bool] = None
     track: Optional[int] = None
     embedding: Optional[np.ndarray] = None
     attention_maps: Optional[np.ndarray] = None
@@ -391,7 +395,7 @@ class FERInferencer:
         else:
             if self.detector is None:
                 self.detector = FaceDetector(device=self.device)
-            found = self.detector([img for img, _ in whole])
+            found = find_faces(self.detector, [img for img, _ in whole])
         faces = [(img, face, result)
                  for (img, result), several in zip(whole, found)
                  for face in several]

@@ -256,7 +256,10 @@ class TextWriter:
             scores = sorted(face.scores.items(), key=lambda item: -item[1])
             print(
                 f'{place}: face {number}: ' +
-                ', '.join(f'{name} {score:.0%}' for name, score in scores[:3]),
+                ', '.join(f'{name} {score:.0%}'
+                          for name, score in scores[:3]) +
+                (' (implausible landmarks: may be wrong)'
+                 if face.landmarks_plausible is False else ''),
                 file=self.file)
         # Errors come at the end, all together.
         if not result.faces and not result.error:
@@ -286,7 +289,7 @@ class CSVWriter:
         self.writer = csv.writer(file)
         self.writer.writerow([
             'path', 'frame', 'time', 'track', 'left', 'top', 'right', 'bottom',
-            'score', 'expression', *classes, 'error'
+            'score', 'expression', *classes, 'landmarks_plausible', 'error'
         ])
 
     def write(self, picture, result) -> None:
@@ -303,10 +306,11 @@ class CSVWriter:
                 *place, '' if face.track is None else face.track, *box,
                 '' if face.score is None else f'{face.score:.4f}',
                 face.expression, *(f'{face.scores[name]:.4f}'
-                                   for name in self.classes), result.error
-                or ''
+                                   for name in self.classes),
+                '' if face.landmarks_plausible is None else str(
+                    face.landmarks_plausible).lower(), result.error or ''
             ])
         if not result.faces:
-            blanks = [''] * (7 + len(self.classes))
+            blanks = [''] * (8 + len(self.classes))
             self.writer.writerow([*place, *blanks, result.error or ''])
         self.file.flush()

@@ -9,8 +9,8 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 
 from dan_mm.apis.faces import Face
+from dan_mm.apis.orientation import UPRIGHT
 from dan_mm.datasets import FERPlus
-from dan_mm.datasets.alignment import face_template
 from dan_mm.description import describe
 
 # The side of the drawn faces that the detector below finds
@@ -28,9 +28,9 @@ class StubDetector:
         self.batches.append(len(pictures))
         return [[
             Face(
-                np.array([SIDE * i, 0, SIDE * (i + 1), SIDE], np.float32),
-                0.9 - 0.01 * i, (face_template(
-                    (SIDE, SIDE)) + [SIDE * i, 0]).astype('f4'))
+                np.array([SIDE * i, 0, SIDE * (i + 1), SIDE],
+                         np.float32), 0.99 - 0.0001 * i,
+                (SIDE * (UPRIGHT + (i + 0.5, 0.6))).astype('f4'))
             for i in range(picture[0, 0, 0])
         ] for picture in pictures]
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, draw_face
+from conftest import ROOT, draw_face, is_crop
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
@@ -47,7 +47,7 @@ def test_faces_of_pictures(fer, picture_of):
             best = max(face.scores.values())
             assert face.scores[face.expression] == best
             assert face.bbox.tolist() == [60 * i, 0, 60 * (i + 1), 60]
-            assert face.score == pytest.approx(0.9 - 0.01 * i)
+            assert face.score == pytest.approx(0.99 - 0.0001 * i)
             assert face.keypoints.shape == (5, 2)
             assert face.embedding is face.attention_maps is face.crop is None
 
@@ -335,6 +335,8 @@ def test_one_bad_face_loses_no_other(fer, picture_of):
     for value in (7, np.nan, np.inf):
 
         def spoil(pictures):
+            if is_crop(pictures[0]):
+                return [[] for _ in pictures]  # nor in another orientation
             found = find(fer.detector, pictures)
             found[1][0].keypoints[:] = value
             return found
