@@ -51,7 +51,9 @@ setup(
         'torchvision',
         'numpy',
         'opencv-python',
-        'pillow',
+        'pi-heif',
+        # its wheels read AVIF from there on
+        'pillow>=11.3',
         'rich',
         'scikit-learn',
         'scipy',

@@ -16,14 +16,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from dan_mm.datasets import LoadCheckedImage
 from dan_mm.datasets.alignment import ALIGNMENT, LANDMARKS, REPORT, AlignFace
 from dan_mm.datasets.conversion import check_apart
-from dan_mm.datasets.folder import list_pictures
 from .annotate import write_whole
 from .faces import Face, FaceDetector
 from .find_model import find_model
-from .orientation import find_faces
+from .media import describe, list_images, read_image
+from .orientation import try_find_faces
 
 HEADER = [
     'path', 'status', 'crop', 'score', 'left', 'top', 'right', 'bottom',
@@ -50,10 +49,9 @@ class Picture:
     def load(self) -> Union[np.ndarray, str]:
         """Load it, or say what is wrong with it."""
         try:
-            return LoadCheckedImage()(
-                dict(img_path=osp.join(self.root, self.path)))['img']
-        except (OSError, ValueError) as error:
-            return str(error)
+            return read_image(osp.join(self.root, self.path))
+        except Exception as error:
+            return describe(error)
 
     def crop_path(self, number: int, several: bool) -> str:
         """Get the path of the crop of a face in the new tree."""
@@ -165,8 +163,12 @@ def align_batch(batch: List[Tuple[Picture, Future]], detector: FaceDetector,
             rows.append([picture.path, BROKEN, *[''] * 16, img])
         else:
             whole.append((picture, img))
-    found = find_faces(detector, [img for _, img in whole])
+    found = try_find_faces(detector, [img for _, img in whole])
     for (picture, img), faces in zip(whole, found):
+        if isinstance(faces, Exception):
+            reason = f'it can not be searched for faces: {describe(faces)}'
+            rows.append([picture.path, BROKEN, *[''] * 16, reason])
+            continue
         chosen = choose(faces, img.shape[:2], rule)
         if not chosen:
             rows.append([picture.path, NO_FACE, *[''] * 17])
@@ -175,8 +177,8 @@ def align_batch(batch: List[Tuple[Picture, Future]], detector: FaceDetector,
                 align(dict(img=img, keypoints=face.keypoints))['img']
                 for face in chosen
             ]
-        except (ValueError, cv2.error) as error:
-            reason = f'a face can not be aligned: {error}'
+        except Exception as error:
+            reason = f'a face can not be aligned: {describe(error)}'
             rows.append([picture.path, BROKEN, *[''] * 16, reason])
             continue
         # All crops first: a picture with rows is done.
@@ -217,7 +219,7 @@ def run(args: argparse.Namespace, output: IO[str]) -> int:
                 f'--{option.replace("_", "-")} got {getattr(args, option)}, '
                 'expected at least 1.')
     check_apart(args.src, args.dst)
-    files, others = list_pictures(args.src)
+    files, others = list_images(args.src)
     if not files:
         raise ValueError(
             f'{osp.abspath(args.src)} has no picture by its extension, '

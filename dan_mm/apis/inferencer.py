@@ -21,8 +21,8 @@ from dan_mm.engine import CheckpointFitHook
 from dan_mm.models import MAN
 from .faces import Face, FaceDetector, choose_device
 from .find_model import FoundModel, find_model
-from .media import Picture, Source, expand, read
-from .orientation import find_faces
+from .media import Picture, Source, describe, expand, read
+from .orientation import try_find_faces
 from .tracking import FaceTracker
 
 # Pictures are taken together until they have that many pixels.
@@ -395,10 +395,14 @@ class FERInferencer:
         else:
             if self.detector is None:
                 self.detector = FaceDetector(device=self.device)
-            found = find_faces(self.detector, [img for img, _ in whole])
-        faces = [(img, face, result)
-                 for (img, result), several in zip(whole, found)
-                 for face in several]
+            found = try_find_faces(self.detector, [img for img, _ in whole])
+        faces = []
+        for (img, result), several in zip(whole, found):
+            if isinstance(several, Exception):
+                result.error = (f'{result.path or "An array"} can not be '
+                                f'searched for faces: {describe(several)}')
+            else:
+                faces += [(img, face, result) for face in several]
         step = 4 * self.batch_size
         for start in range(0, len(faces), step):
             part = faces[start:start + step]
@@ -407,9 +411,11 @@ class FERInferencer:
                 try:
                     crops.append(self._crop(img, face))
                     whole.append((face, result))
-                except (ValueError, cv2.error) as error:
-                    result.error = (f'A face at {face.bbox.tolist()} can not '
-                                    f'be aligned: {error}')
+                except Exception as error:
+                    where = 'The crop' if face is None else (
+                        f'A face at {face.bbox.tolist()}')
+                    result.error = (f'{where} can not be aligned: '
+                                    f'{describe(error)}')
             classified = self._classify(crops, embeddings, attention_maps)
             for (face, result), one in zip(whole, classified):
                 if face is not None:

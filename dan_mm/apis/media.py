@@ -2,16 +2,20 @@
 import math
 import os
 import os.path as osp
+import stat
 from os import PathLike
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
+import pi_heif
 from PIL import Image
 
 from dan_mm.datasets import LoadCheckedImage
 from dan_mm.datasets.folder import list_pictures
 
+# Images beside those of the data sets
+HEIF = '.heic', '.heif'
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg',
           '.wmv', '.flv', '.ogv')
 # Those that have the number of their frames; in others it is an estimate.
@@ -84,7 +88,7 @@ def expand(inputs: Union[Source, Sequence[Source]]) -> List[Source]:
     if not isinstance(inputs, str):
         return [inputs]
     if osp.isdir(inputs):
-        pictures, others = list_pictures(inputs)
+        pictures, others = list_images(inputs)
         videos = [path for path in others if is_video(path)]
         if not pictures and not videos:
             raise ValueError(
@@ -95,6 +99,24 @@ def expand(inputs: Union[Source, Sequence[Source]]) -> List[Source]:
         raise FileNotFoundError(f'Found no file or folder {inputs}. Check the '
                                 'path.')
     return [inputs]
+
+
+def list_images(folder: str) -> Tuple[List[str], List[str]]:
+    """List the files in a folder and in its folders, but for hidden ones.
+
+    Returns:
+        tuple[list[str], list[str]]: The paths of images by their extension,
+        and of others, both sorted.
+    """
+    images, others = list_pictures(folder)
+    heif = {
+        path
+        for path in others
+        # A pipe or a device is no image.
+        if path.lower().endswith(HEIF) and osp.isfile(path)
+    }
+    others = [path for path in others if path not in heif]
+    return sorted([*images, *heif]), others
 
 
 def _checked(source: Source) -> Source:
@@ -120,14 +142,26 @@ def read(sources: Sequence[Source]) -> Iterator[Picture]:
         Picture: The pictures and frames, in order.
     """
     for source in sources:
-        if is_video(source):
-            yield from read_video(source)
-        elif isinstance(source, np.ndarray):
-            yield _read_array(source)
-        elif isinstance(source, Picture):
-            yield source
-        else:
-            yield _read_file(source)
+        try:
+            if is_video(source):
+                yield from read_video(source)
+            elif isinstance(source, np.ndarray):
+                yield _read_array(source)
+            elif isinstance(source, Picture):
+                yield source
+            else:
+                yield Picture(read_image(source), source)
+        except Exception as error:
+            path = source if isinstance(source, str) else None
+            yield Picture(None, path, error=describe(error))
+
+
+def describe(error: Exception) -> str:
+    """Say what happened; errors that are no sentence of ours need their
+    type."""
+    if isinstance(error, (OSError, ValueError)) and str(error):
+        return str(error)
+    return f'{type(error).__name__}: {error}'
 
 
 def count(sources: Sequence[Source]) -> Optional[int]:
@@ -144,7 +178,8 @@ def count(sources: Sequence[Source]) -> Optional[int]:
         if isinstance(source, int):
             return None
         frames = 1
-        if is_video(source):
+        # Of a pipe, the first one would be waited for.
+        if is_video(source) and osp.isfile(source):
             video = cv2.VideoCapture(source)
             frames = max(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 1)
             video.release()
@@ -165,26 +200,42 @@ def _read_array(img: np.ndarray) -> Picture:
     return Picture(np.ascontiguousarray(img[..., :3]))
 
 
-def _read_file(path: str) -> Picture:
+def read_image(path: str) -> np.ndarray:
+    """Read an image from a file: what Pillow reads, HEIC and AVIF included.
+
+    Args:
+        path (str): The file.
+
+    Returns:
+        ndarray: BGR, uint8 of shape ``(H, W, 3)``, turned upright by its EXIF.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        OSError: If it can't be read.
+        ValueError: If it is no file, too large, broken or no image.
+    """
     if '://' in path:
         # MMEngine would open it.
-        return Picture(
-            None,
-            path,
-            error=f'Got the address {path}, expected a file. Download it '
-            'first.')
+        raise ValueError(f'Got the address {path}, expected a file. Download '
+                         'it first.')
     try:
-        if osp.isfile(path) and osp.getsize(path) > MAX_FILE:
-            raise ValueError(
-                f'The picture {path} has {osp.getsize(path)} bytes, expected '
-                f'at most {MAX_FILE}. Shrink it.')
-        loaded = LoadCheckedImage()(dict(img_path=path))
+        status = os.stat(path)
     except FileNotFoundError:
-        return Picture(
-            None, path, error=f'Found no picture {path}. Check the path.')
-    except (OSError, ValueError) as error:
-        return Picture(None, path, error=str(error))
-    return Picture(loaded['img'], path)
+        raise FileNotFoundError(
+            f'Found no picture {path}. Check the path.') from None
+    except OSError as error:
+        raise OSError(f'The picture {path} can not be read ({error}), '
+                      'expected a file. Check the path.') from error
+    # A pipe would never end.
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f'{path} is no regular file, expected an image. Save '
+                         'it as a file.')
+    if status.st_size > MAX_FILE:
+        raise ValueError(
+            f'The picture {path} has {status.st_size} bytes, expected at most '
+            f'{MAX_FILE}. Shrink it.')
+    pi_heif.register_heif_opener()
+    return LoadCheckedImage()(dict(img_path=path))['img']
 
 
 def read_video(source: Union[str, int]) -> Iterator[Picture]:

@@ -1,5 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-from typing import Callable, List, NamedTuple, Sequence, Set, Tuple
+from typing import Callable, List, NamedTuple, Sequence, Set, Tuple, Union
 
 import cv2
 import numpy as np
@@ -110,6 +110,24 @@ def find_faces(detector: Detector,
         for i, _ in better:
             found[i] = _drop_repeated(found[i])
     return [[one.face for one in several] for several in found]
+
+
+def try_find_faces(
+        detector: Detector,
+        images: Sequence[np.ndarray]) -> List[Union[List[Face], Exception]]:
+    """Find faces as :func:`find_faces` does; an image on which that fails,
+    such as a very large one, stops no other.
+
+    Returns:
+        list[list[Face] | Exception]: The faces of each image, or what
+        happened.
+    """
+    try:
+        return find_faces(detector, images)
+    except Exception as error:
+        if len(images) == 1:
+            return [error]
+    return [try_find_faces(detector, [img])[0] for img in images]
 
 
 def _judge(face: Face, turns: int, shape: Sequence[int]) -> _Found:

@@ -11,7 +11,7 @@ from .alignment import ALIGNMENT, REPORT
 from .base import FERDataset, canonical_name
 
 # Of a moving picture, the first frame counts.
-EXTENSIONS = (*IMG_EXTENSIONS, '.gif')
+EXTENSIONS = (*IMG_EXTENSIONS, '.gif', '.jfif', '.avif')
 # What copies of the data sets call the folders of their splits.
 SPLITS = dict(
     train=('train', 'training', 'train_set', 'train_class',

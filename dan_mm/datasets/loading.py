@@ -8,7 +8,21 @@ import mmengine.fileio as fileio
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmpretrain.registry import TRANSFORMS
-from PIL import Image
+from PIL import ExifTags, Image
+
+# The longest side of a JPEG; what is longer is no photograph.
+MAX_SIDE = 65500
+# What turns an image upright, by the orientation in its EXIF
+# (https://exiftool.org/TagNames/EXIF.html)
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @TRANSFORMS.register_module()
@@ -93,24 +107,38 @@ class LoadCheckedImage(LoadImageFromFile):
                 'from the annotations.') from error
 
     def _decode(self, content: bytes) -> np.ndarray:
-        with Image.open(io.BytesIO(content)) as picture:
+        with Image.open(io.BytesIO(content)) as image:
             limit = Image.MAX_IMAGE_PIXELS
-            if limit and picture.width * picture.height > limit:
-                # Up to twice as many, Pillow only warns.
-                raise ValueError(
-                    f'it has {picture.width}x{picture.height} pixels')
-            # Of 16-bit grey mmcv's Pillow backend keeps what is below 256, and
-            # it puts transparent grey on a coloured canvas.
-            opencv = picture.mode.startswith('I') or picture.mode == 'LA'
-            if opencv:
-                picture.load()  # fails if a part of the data is missing
-            if picture.mode == 'F':
+            if (limit and image.width * image.height > limit
+                    or max(image.size) > MAX_SIDE):
+                # Up to twice as many pixels, Pillow only warns.
+                raise ValueError(f'it has {image.width}x{image.height} pixels')
+            if image.mode == 'F':
                 raise ValueError('its pixels are floating-point numbers')
-        img = mmcv.imfrombytes(
-            content, self.color_type, backend='cv2' if opencv else 'pillow')
+            image.load()  # fails if a part of the data is missing
+            # Of 16-bit grey Pillow keeps what is below 256, and grey loses
+            # what its alpha channel hides.
+            if not image.mode.startswith('I') and image.mode != 'LA':
+                orientation = self._orientation(image)
+                image = image.convert('RGB')
+                if orientation in TRANSPOSE:
+                    image = image.transpose(TRANSPOSE[orientation])
+                return np.ascontiguousarray(np.asarray(image)[..., ::-1])
+        img = mmcv.imfrombytes(content, self.color_type, backend='cv2')
         if img is None:
             raise ValueError('OpenCV does not know its format')
         return img
+
+    def _orientation(self, image: Image.Image) -> int:
+        if self.color_type == 'color_ignore_orientation':
+            return 1
+        # `ImageOps.exif_transpose` writes all tags anew, and fails where one
+        # has a value that it does not expect.
+        try:
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:
+            # EXIF is whatever a camera wrote; the pixels are whole.
+            return 1
 
     def __repr__(self) -> str:
         return (f'{type(self).__name__}(backend_args={self.backend_args}, '

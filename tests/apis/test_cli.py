@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, is_crop
 
 import dan_mm
 from dan_mm import apis, cli
@@ -133,6 +133,32 @@ def test_one_bad_face(predict, tree, tmp_path, detector, monkeypatch):
     assert row['left'] == '60.00' and 'can not be aligned' in row['error']
     code, output, _ = predict(tree / 'sub')
     assert code == 1 and len(output.splitlines()) == 1
+
+
+def test_implausible_landmarks(predict, tree, tmp_path, detector, monkeypatch):
+    """Every output says so."""
+    find = type(detector).__call__
+
+    def shrink(self, pictures):
+        if is_crop(pictures[0]):
+            return [[] for _ in pictures]  # nor in another orientation
+        found = find(self, pictures)
+        for face in (face for faces in found for face in faces):
+            face.keypoints[:] = face.keypoints[2] + 0.3 * (
+                face.keypoints - face.keypoints[2])
+        return found
+
+    assert '(implausible' not in predict(tree / 'a.png')[1]
+    monkeypatch.setattr(type(detector), '__call__', shrink)
+    lines, table = tmp_path / 'lines', tmp_path / 'table'
+    code, output, _ = predict(tree / 'a.png')
+    assert code == 0 and '(implausible landmarks' in output
+    predict(tree / 'a.png', '--csv', table, '--json', lines)
+    with open(table, newline='', encoding='utf-8') as file:
+        [row] = csv.DictReader(file)
+    assert row['landmarks_plausible'] == 'false' and row['error'] == ''
+    [face] = json.loads(lines.read_text())['faces']
+    assert face['landmarks_plausible'] is False
 
 
 def test_aligned(predict, tree, detector):

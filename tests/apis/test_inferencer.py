@@ -49,6 +49,8 @@ def test_faces_of_pictures(fer, picture_of):
             assert face.bbox.tolist() == [60 * i, 0, 60 * (i + 1), 60]
             assert face.score == pytest.approx(0.99 - 0.0001 * i)
             assert face.keypoints.shape == (5, 2)
+            assert face.landmarks_plausible is True
+            assert face.to_dict()['landmarks_plausible'] is True
             assert face.embedding is face.attention_maps is face.crop is None
 
 
@@ -348,6 +350,23 @@ def test_one_bad_face_loses_no_other(fer, picture_of):
         assert [len(result.faces) for result in results] == [1, 1, 1]
         assert 'can not be aligned' in results[1].error
         assert results[1].faces[0].bbox[0] == 60
+
+
+def test_an_image_that_can_not_be_searched_loses_no_other(fer, picture_of):
+    """Such as one that is too large for the memory."""
+    find = fer.detector.__class__.__call__
+    stub = fer.detector
+
+    def fail(pictures):
+        if any(picture[0, 0, 0] == 2 for picture in pictures):
+            raise RuntimeError('out of memory')
+        return find(stub, pictures)
+
+    fer.detector = fail
+    results = fer([picture_of(1), picture_of(2), picture_of(1)])
+    assert [len(result.faces) for result in results] == [1, 0, 1]
+    assert 'RuntimeError: out of memory' in results[1].error
+    assert results[0].error is results[2].error is None
 
 
 def test_broken_weights(work_dir, tmp_path, detector, picture_of):

@@ -2,11 +2,16 @@
 """Pictures and frames from all that people have."""
 import os
 import random
+import shutil
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from conftest import shared
 from PIL import Image
 
 from dan_mm.apis import media
@@ -222,3 +227,105 @@ def test_a_video_of_nothing_but_broken_frames(tmp_path, monkeypatch):
     assert media.MAX_BROKEN < 1000
     [item] = read([str(path)])
     assert 'no frame' in item.error
+
+
+def test_formats_of_phones_and_browsers(tmp_path):
+    """Alone and in a folder; HEIC of a real phone's kind, where it is."""
+    image = Image.fromarray(moving(1)[0])
+    image.save(tmp_path / 'a.avif', quality=90)
+    image.save(tmp_path / 'b.jfif', 'jpeg', quality=95)
+    names = ['a.avif', 'b.jfif']
+    assert [os.path.basename(path) for path in expand(tmp_path)] == names
+    for item in read(expand(tmp_path)):
+        assert item.error is None
+        expected = np.asarray(image)[..., ::-1].astype(int)
+        assert np.abs(item.img - expected).mean() < 8, item.path
+
+
+def test_heic(tmp_path):
+    expected = cv2.imread(shared('field', 'photo.jfif')).astype(int)
+    shutil.copy(shared('field', 'photo.heic'), tmp_path / 'A.HEIC')
+    [item] = read(expand(tmp_path))
+    assert item.error is None and item.path.endswith('A.HEIC')
+    assert np.abs(item.img - expected).mean() < 8
+
+
+def rational_exif(orientation):
+    """EXIF with an exposure bias of -1/0, which Pillow reads, and can not
+    write."""
+    entry = struct.Struct('<HHII')
+    return b'Exif\0\0II*\0\x08\0\0\0' + struct.pack('<H', 2) + entry.pack(
+        0x0112, 3, 1, orientation) + entry.pack(
+            0x9204, 10, 1, 38) + struct.pack('<Iii', 0, -1, 0)
+
+
+def test_odd_exif(tmp_path):
+    """A whole image is turned upright as far as its EXIF can be read."""
+    img = np.zeros((32, 48, 3), np.uint8)
+    img[:16, :16] = 255
+    image, path = Image.fromarray(img), tmp_path / 'a.jpg'
+    turned = dict(
+        zip(
+            range(1, 9),
+            (img, img[:, ::-1], img[::-1, ::-1], img[::-1],
+             img.transpose(1, 0, 2), np.rot90(
+                 img, -1), img[::-1, ::-1].transpose(1, 0, 2), np.rot90(img))))
+    cases = [(rational_exif(key), turned[key]) for key in turned]
+    cases += [(rational_exif(9), img), (b'Exif\0\0nonsense', img)]
+    for exif, expected in cases:
+        image.save(path, quality=100, exif=exif)
+        [item] = read([str(path)])
+        assert item.error is None and item.img.shape == expected.shape
+        assert np.abs(item.img.astype(int) - expected).max() < 40
+    path = shared('field', 'odd_exif_exposure_bias.jpg')
+    [item] = read([path])
+    assert item.error is None and item.img.shape == (640, 640, 3)
+
+
+def write_lines(path, width, height):
+    """A PNG of few bytes and any size, with a line of nothing."""
+    Image.new('1', (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack('>II', width, height)
+    content[29:33] = struct.pack('>I', zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('size', [(1000001, 1), (1, 89000000), (65501, 2)])
+def test_lengthy_images_are_refused_unread(tmp_path, size):
+    write_lines(tmp_path / 'a.png', *size)
+    tracemalloc.start()
+    [item] = read([str(tmp_path / 'a.png')])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert f'{size[0]}x{size[1]} pixels' in item.error
+    assert peak < 1e6
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'a.mp4', 'a.heic'])
+def test_pipes_and_devices_are_not_opened(tmp_path, name):
+    """Opening a pipe would wait for somebody to write."""
+    os.mkfifo(tmp_path / name)
+    Image.new('RGB', (8, 8)).save(tmp_path / 'b.png')
+    path = str(tmp_path / name)
+    assert path in expand(tmp_path) or not name.endswith('.mp4')
+    assert count([path, '/dev/zero']) == 2
+    first, second, third = read([path, '/dev/zero', str(tmp_path / 'b.png')])
+    assert first.error and 'no regular file' in second.error
+    assert third.error is None
+
+
+def test_any_exception_is_the_error_of_its_input(tmp_path, monkeypatch):
+    for name in 'a.png', 'b.png':
+        Image.new('RGB', (8, 8)).save(tmp_path / name)
+    load = media.read_image
+
+    def fail(path):
+        if path.endswith('a.png'):
+            raise MemoryError('too much')
+        return load(path)
+
+    monkeypatch.setattr(media, 'read_image', fail)
+    first, second = read(expand(tmp_path))
+    assert 'MemoryError: too much' in first.error
+    assert second.img.shape == (8, 8, 3)
