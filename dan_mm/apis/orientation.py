@@ -19,8 +19,8 @@ MAX_ROLL = np.pi / 4
 # A score of 0 is as doubtful as a deviation of 0.2. What is more doubtful than
 # this is looked at in other orientations: of the portraits, no upright and all
 # turned ones; of the 29 upright faces of the group photograph, one; of the
-# upright images of FER+, one in five. It was chosen on these images: where half
-# of the persons chose it, 1.4 % of the other upright portraits were looked at
+# upright images of FER+, one in five. It was chosen on these images: chosen on
+# half of the persons, 1.4 % of the other upright portraits were looked at
 # again, and up to 0.7 % of the turned ones were not.
 SCORE_WEIGHT = 0.2
 MAX_DOUBT = 0.046
