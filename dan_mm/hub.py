@@ -139,7 +139,9 @@ def _open_url(url: str) -> Iterator[Tuple[BinaryIO, Optional[int]]]:
     Yields:
         tuple: The content, and its size in bytes where it is known.
     """
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+    # `urlopen` would keep the proxies of its first call.
+    opener = urllib.request.build_opener()
+    with opener.open(url, timeout=TIMEOUT) as response:
         length = response.headers.get('Content-Length', '')
         yield response, int(length) if length.isdecimal() else None
 

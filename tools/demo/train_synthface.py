@@ -81,9 +81,8 @@ def main() -> None:
     mmengine.dump(results, osp.join(args.out, 'results.json'), indent=2)
 
     print(
-        '\nAccuracy on drawn faces of persons that were not seen in training '
-        '(8 classes;\nDAN starts from that ResNet-18 and trains 2 epochs '
-        'more):')
+        '\nAccuracy on synthetic faces of identities not seen in training (8 '
+        'classes;\nDAN starts from that ResNet-18 and trains 2 epochs more):')
     for method, name in METHODS.items():
         print(f'  {name:24}{results[method]["accuracy/top1"]:6.1f} %')
     print(f'The confusion matrices, what each head looks at '
