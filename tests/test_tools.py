@@ -99,11 +99,16 @@ def test_train_resume_and_test(trained, tmp_path):
                        '--cfg-options', *options)
     assert code == 0, output
     metrics = json.loads(metrics.read_text())
-    assert set(metrics) == {'accuracy/top1', 'accuracy/balanced'}
-    *log, header, top1, balanced = output.splitlines()
+    assert set(metrics) == {
+        'accuracy/top1', 'accuracy/balanced', 'calibration/ece'
+    }
+    *log, header, top1, balanced, ece = output.splitlines()
     assert len(log) < 16 and header == 'Tested on 16 images:', output
     assert top1.split() == ['accuracy/top1', f'{metrics["accuracy/top1"]:.2f}']
     assert balanced.split()[0] == 'accuracy/balanced'
+    assert ece.split() == [
+        'calibration/ece', f'{metrics["calibration/ece"]:.4f}'
+    ]
     code, output = run(*test, '--verbose', '--cfg-options', *options)
     assert code == 0 and 'System environment:' in output
 

@@ -274,7 +274,9 @@ def print_metrics(runner: 'Runner', metrics: dict, output: IO[str]) -> None:
         f'\nTested on {number} image{"" if number == 1 else "s"}:',
         file=output)
     for name, value in numbers.items():
-        print(f'{name:{width}}  {value:.2f}', file=output)
+        # In percent, or a ratio
+        digits = 2 if name.startswith('accuracy') else 4
+        print(f'{name:{width}}  {value:.{digits}f}', file=output)
     output.flush()
 
 

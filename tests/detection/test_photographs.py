@@ -17,11 +17,12 @@ from mmpretrain.registry import MODELS
 from dan_mm import cli
 from dan_mm.apis import FERInferencer
 from dan_mm.datasets import FERPlus, align_face
+from dan_mm.description import describe
 
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-    """The checkpoint of a DAN with random weights, known by its name."""
+    """The checkpoint of a DAN with random weights."""
     cfg = Config.fromfile(f'{ROOT}/configs/dan_ferplus.py')
     cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)
@@ -29,7 +30,11 @@ def model(tmp_path_factory):
         built = MODELS.build(
             dict(cfg.model, data_preprocessor=dict(cfg.data_preprocessor)))
     path = tmp_path_factory.mktemp('model') / 'dan.pth'
-    meta = dict(experiment_name='dan_ferplus', dataset_meta=FERPlus.METAINFO)
+    description = describe(cfg)
+    meta = dict(
+        dataset_meta=FERPlus.METAINFO,
+        model=description.model,
+        test_pipeline=description.pipeline)
     torch.save(dict(meta=meta, state_dict=built.state_dict()), path)
     return str(path)
 
