@@ -15,7 +15,7 @@ from mmpretrain.registry import MODELS
 from PIL import Image
 
 from dan_mm import apis, cli
-from dan_mm.apis import Face, FaceResult, FERInferencer, PictureResult
+from dan_mm.apis import Face, FaceResult, FERInferencer, PictureResult, media
 from dan_mm.datasets import FERPlus
 
 pytest.importorskip('gradio', reason="needs gradio: pip install -e '.[web]'")
@@ -38,8 +38,9 @@ class Fake:
     """Finds a face in each square of a wide picture, of the class of its
     number, and none in a picture of one colour."""
     about = 'Trained on nothing, for no use.'
+    synthetic = False
 
-    def __call__(self, img, attention_maps):
+    def __call__(self, img, attention_maps=True):
         assert img.dtype == np.uint8 and attention_maps
         side, faces = len(img), []
         for i in range(img.shape[1] // side if img.std() > 1 else 0):
@@ -52,6 +53,18 @@ class Fake:
                     crop=img[:, i * side:(i + 1) * side],
                     attention_maps=np.random.rand(4, 7, 7).astype('f')))
         return [PictureResult(faces=faces)]
+
+    def stream_pictures(self, path, smoothing):
+        for picture in media.read([path]):
+            result = PictureResult(path, picture.frame, picture.time, [],
+                                   picture.error)
+            if picture.img is not None:
+                result.faces = self(picture.img)[0].faces
+            for i, face in enumerate(result.faces):
+                face.track = i
+                if picture.frame >= 25:
+                    face.scores['fear'] = 0.9
+            yield picture, result
 
 
 @pytest.fixture
@@ -96,13 +109,13 @@ class Browser(webdriver.Chrome):
     def texts(self, selector):
         return [element.text for element in self.all(selector)]
 
-    def give(self, path):
+    def give(self, path, upload='#upload', message='#message'):
         """Upload a file and get the answer in words."""
-        before = self.texts('#message')
-        self.wait(lambda: self.all('#upload input[type=file]'))[0].send_keys(
+        before = self.texts(message)
+        self.wait(lambda: self.all(f'{upload} input[type=file]'))[0].send_keys(
             str(path))
-        return self.wait(lambda: self.texts('#message') != before and self.
-                         texts('#message')[0])
+        return self.wait(
+            lambda: self.texts(message) != before and self.texts(message)[0])
 
     def hosts(self):
         """The hosts that were asked for anything so far."""
@@ -140,6 +153,17 @@ def photograph(folder, number=1):
     return path
 
 
+def write_video(path, frames):
+    """Write a video of 25 frames a second, and get its path."""
+    video = cv2.VideoWriter(
+        str(path), cv2.VideoWriter_fourcc(*'mp4v'), 25, frames[0].shape[1::-1])
+    assert video.isOpened()
+    for frame in frames:
+        video.write(frame)
+    video.release()
+    return str(path)
+
+
 @needs_browser
 def test_page(serve, browser, tmp_path):
     browser.get(serve(Fake()))
@@ -170,9 +194,9 @@ def test_page(serve, browser, tmp_path):
     assert len(widths) == 2 + 9 + 5 and all(widths)
     assert browser.save_screenshot(str(tmp_path / 'page.png'))
 
-    (tmp_path / 'broken.jpg').write_bytes(b'no picture')
+    (tmp_path / 'broken.jpg').write_bytes(b'no image')
     answer = browser.give(tmp_path / 'broken.jpg')
-    assert answer.startswith('This file can not be read as a picture: it is')
+    assert answer.startswith('This file can not be read as an image: it is')
     browser.wait(lambda: not browser.all('#upload img'))
     Image.new('RGB', (64, 64)).save(tmp_path / 'black.png')
     answer = browser.give(tmp_path / 'black.png')
@@ -183,6 +207,100 @@ def test_page(serve, browser, tmp_path):
     browser.wait(lambda: browser.texts('#message') == [''])
 
     assert browser.hosts() == {'127.0.0.1'}
+
+
+@needs_browser
+def test_video(serve, browser, tmp_path):
+    frame = cv2.resize(cv2.imread(photograph(tmp_path)), (240, 240))
+    two = np.hstack([frame, frame])
+    path = write_video(tmp_path / 'two.mp4', [two] * 50)
+    browser.get(serve(Fake()))
+    browser.wait(lambda: browser.all('button[role=tab]'))[1].click()
+    about = browser.wait(lambda: browser.texts('#message-video')[0])
+    assert 'first 60 s' in about and '200 MB' in about
+    give = dict(upload='#upload-video', message='#message-video')
+    browser.give(path, **give)
+    answer = browser.wait(lambda: [
+        text for text in browser.texts('#message-video') if 'done' not in text
+    ])
+    assert answer == ['2 faces were followed for 2.0 s.']
+    # The browser plays what it got.
+    seconds = browser.wait(lambda: browser.execute_script(
+        'return document.querySelector("#annotated video").duration'))
+    assert seconds == pytest.approx(2, abs=0.2)
+    size = browser.execute_script(
+        'let video = document.querySelector("#annotated video");'
+        'return [video.videoWidth, video.videoHeight, video.error]')
+    assert size == [480, 240, None]
+    browser.execute_script(
+        'document.querySelector("#timeline").scrollIntoView()')
+    cells = browser.wait(
+        lambda: list(filter(None, browser.texts('#timeline [role=gridcell]'))))
+    assert cells[:5] == ['0.0', '1.0', '0', 'happiness', '86%']
+    assert cells[-5:] == ['1.0', '2.0', '1', 'fear', '90%']
+    assert len(cells) == 20
+    assert browser.save_screenshot(str(tmp_path / 'video.png'))
+
+    browser.all('#upload-video button[aria-label="Clear"]')[0].click()
+    browser.wait(lambda: browser.texts('#message-video') == [''])
+    assert not browser.all('#annotated video')
+    (tmp_path / 'broken.mp4').write_bytes(b'no video')
+    answer = browser.give(tmp_path / 'broken.mp4', **give)
+    assert answer.startswith('The video broken.mp4 can not be opened')
+    assert not browser.all('#annotated video')
+    assert browser.hosts() == {'127.0.0.1'}
+
+
+def test_limits_of_videos(tmp_path, monkeypatch):
+    monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path))
+    frames = [np.full((64, 64, 3), i, np.uint8) for i in range(50)]
+    frames[0][:32] = 255
+    path = write_video(tmp_path / 'long.mp4', frames)
+    monkeypatch.setattr(web_page, 'MAX_LENGTH', 1)
+    *_, (message, _, _) = web_page.answer_video(Fake(), path)
+    assert 'first 1 s are shown' in message and 'followed for 1.0 s' in message
+    monkeypatch.setattr(web_page, 'MAX_LENGTH', 60)
+    monkeypatch.setattr(web_page, 'MAX_WORK', -1)
+    *_, (message, _, _) = web_page.answer_video(Fake(), path)
+    assert 'first 0.0 s are shown' in message
+    monkeypatch.setattr(web_page, 'MAX_WORK', 60)
+    monkeypatch.setattr(web_page, 'MAX_ROWS', 1)
+    *_, (message, _, table) = web_page.answer_video(Fake(), path)
+    assert 'first 1 rows' in message and len(table.value['data']) == 1
+    path = str(tmp_path / 'a.doc')
+    [[message, video, _]] = web_page.answer_video(Fake(), path)
+    assert 'a.doc has no extension of a video' in message and not video.value
+
+
+def test_timeline():
+    timeline = web_page.Timeline()
+    frames = [[('anger', 0)], [('anger', 0), ('fear', 1)], [('fear', 1)],
+              [('sadness', 0), ('fear', 1)], [('anger', 0)]]
+    for number, faces in enumerate(frames):
+        timeline.add(
+            PictureResult(
+                time=number / 2,
+                faces=[
+                    FaceResult({name: 0.5 + number / 10}, track=track)
+                    for name, track in faces
+                ]))
+    assert timeline.rows() == [['0.0', '0.5', '0', 'anger', '55%'],
+                               ['0.5', '1.5', '1', 'fear', '70%'],
+                               ['1.5', '1.5', '0', 'sadness', '80%'],
+                               ['2.0', '2.0', '0', 'anger', '90%']]
+    assert timeline.time == 2
+
+
+@needs_browser
+def test_synthetic_faces_only(serve, browser):
+    browser.get(serve(Fake()))
+    browser.wait(lambda: browser.texts('#about'))
+    assert not browser.all('#synthetic')
+    fake = Fake()
+    fake.synthetic = True
+    browser.get(serve(fake))
+    notice = browser.wait(lambda: browser.texts('#synthetic')[0])
+    assert 'synthetic faces only' in notice
 
 
 @pytest.mark.slow
@@ -229,17 +347,17 @@ def test_refused_files(tmp_path, monkeypatch):
     path = tmp_path / 'file.jpg'
     for content in b'', b'<svg xmlns="http://www.w3.org/2000/svg"/>':
         path.write_bytes(content)
-        with pytest.raises(ValueError, match='picture: it is empty or in no'):
+        with pytest.raises(ValueError, match='image: it is empty or in no'):
             web_page.read(str(path))
     cv2.imwrite(str(path), draw_face(0, 240))
     whole = path.read_bytes()
     assert web_page.read(str(path)).shape == (240, 240, 3)
     path.write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(ValueError, match='picture: .*truncated.* Try another'):
+    with pytest.raises(ValueError, match='image: .*truncated.* Try another'):
         web_page.read(str(path))
     path.write_bytes(whole)
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 240 * 240 - 1)
-    with pytest.raises(ValueError, match='picture: it has 240x240 pixels'):
+    with pytest.raises(ValueError, match='image: it has 240x240 pixels'):
         web_page.read(str(path))
 
 

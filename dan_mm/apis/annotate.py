@@ -6,9 +6,13 @@ from typing import Optional, Sequence, Set, Tuple, Union
 import cv2
 import numpy as np
 
+from dan_mm.datasets.loading import prepare_image
 from .drawing import draw_faces
 from .inferencer import PictureResult
-from .media import Picture, Source
+from .media import Picture, Source, open_video
+
+# The extensions of videos by their codecs
+VIDEO_FILES = dict(mp4v='.mp4', VP80='.webm')
 
 
 class AnnotatedWriter:
@@ -20,14 +24,24 @@ class AnnotatedWriter:
             replaced.
         inputs (Sequence): What was given: the paths in a folder stay.
         sources (Sequence): All files of that.
+        codec (str): The codec of videos: ``'mp4v'``, or ``'VP80'``, which
+            browsers play. Defaults to ``'mp4v'``.
+        max_side (int, optional): Frames whose longer side has more pixels are
+            shrunk to that. Defaults to None, any size.
 
     Raises:
         ValueError: If the folder is in one of the inputs, or has one.
     """
 
-    def __init__(self, out: str, inputs: Sequence[Source],
-                 sources: Sequence[Source]) -> None:
+    def __init__(self,
+                 out: str,
+                 inputs: Sequence[Source],
+                 sources: Sequence[Source],
+                 codec: str = 'mp4v',
+                 max_side: Optional[int] = None) -> None:
         self.out = out
+        self.codec = codec
+        self.max_side = max_side
         self.roots = [
             osp.abspath(item) for item in inputs
             if isinstance(item, str) and osp.isdir(item)
@@ -83,6 +97,8 @@ class AnnotatedWriter:
             path = self._path(picture.path, None)
             write_whole(path, cv2.imencode(osp.splitext(path)[1], img)[1])
         else:
+            if self.max_side:
+                img, _ = prepare_image(img, self.max_side)
             self._write_frame(picture, img)
 
     def _path(self, source: Optional[str], extension: Optional[str]) -> str:
@@ -119,18 +135,19 @@ class AnnotatedWriter:
 
     def _open_video(self, picture: Picture, size: Tuple[int, int]) -> None:
         self.source, self.size = picture.path, size
-        self.target = self._path(picture.path, '.mp4')
+        self.target = self._path(picture.path, VIDEO_FILES[self.codec])
         rate = 25.
         if osp.isfile(str(picture.path)):
-            video = cv2.VideoCapture(picture.path)
+            video = open_video(picture.path)
             rate = video.get(cv2.CAP_PROP_FPS)
             video.release()
         rate = rate if 1 <= rate <= 240 else 25.
         # The names of files have a limit of their own.
         self.partial = osp.join(
-            osp.dirname(self.target), f'.{os.getpid()}.partial.mp4')
+            osp.dirname(self.target),
+            f'.{os.getpid()}.partial{VIDEO_FILES[self.codec]}')
         self.video = cv2.VideoWriter(self.partial,
-                                     cv2.VideoWriter_fourcc(*'mp4v'), rate,
+                                     cv2.VideoWriter_fourcc(*self.codec), rate,
                                      size)
         if not self.video.isOpened():
             self.video = None

@@ -29,6 +29,8 @@ from .tracking import FaceTracker
 MAX_PIXELS = 2**25
 # What tools/dataset_converters/align_faces.py writes, if nothing else is known
 ALIGNMENT = dict(size=224, margin=0.1)
+SYNTHETIC = ('This model knows synthetic faces only: what it says about '
+             'photographs means nothing. Train one on photographs.')
 # What has been said in this process
 _said = set()
 
@@ -156,6 +158,7 @@ class FERInferencer:
         alignment (dict): How faces are aligned: see
             :class:`dan_mm.datasets.AlignFace`.
         about (str): What the model was trained on, and its licence.
+        synthetic (bool): Whether the model knows synthetic faces only.
 
     Raises:
         FileNotFoundError: If the model or its config is not there.
@@ -197,6 +200,7 @@ class FERInferencer:
             f'{licence or "unknown"}.' if self._name else
             'This model was trained on data that its checkpoint does not '
             'name; ask its author for their licence.')
+        self.synthetic = self._name.startswith('synthface')
         if self.about not in _said:
             _said.add(self.about)
             print_log(self.about, logger='current')
@@ -331,10 +335,8 @@ class FERInferencer:
         Yields:
             tuple[Picture, PictureResult]: The picture, and its faces.
         """
-        if self._name.startswith('synthface'):
-            _warn_once('This model was trained on drawn faces: what it says '
-                       'about photographs means nothing. Train one on '
-                       'photographs.')
+        if self.synthetic:
+            _warn_once(SYNTHETIC)
         if smoothing is not None:
             FaceTracker(smoothing)  # refuses a value out of range
         sources = expand(inputs)

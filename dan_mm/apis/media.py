@@ -18,6 +18,10 @@ from dan_mm.datasets.folder import list_pictures
 HEIF = '.heic', '.heif'
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg',
           '.wmv', '.flv', '.ogv')
+# What FFmpeg may take a file for, whatever its extension is. Others of its
+# formats are lists of other files and URLs, which it would open.
+FFMPEG_OPTIONS = ('format_whitelist;mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,'
+                  'mpeg,mpegvideo,mpegts,asf,flv,ogg')
 # Those that have the number of their frames; in others it is an estimate.
 COUNTED = ('.mp4', '.avi', '.mov', '.m4v')
 # How many frames in a row may be broken before a video is given up
@@ -180,7 +184,7 @@ def count(sources: Sequence[Source]) -> Optional[int]:
         frames = 1
         # Of a pipe, the first one would be waited for.
         if is_video(source) and osp.isfile(source):
-            video = cv2.VideoCapture(source)
+            video = open_video(source)
             frames = max(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 1)
             video.release()
         total += frames
@@ -264,7 +268,7 @@ def read_video(source: Union[str, int]) -> Iterator[Picture]:
         return
     # OpenCV takes numbers of cameras of 32 bits.
     known = not isinstance(source, int) or 0 <= source < 100
-    video = cv2.VideoCapture(source) if known else cv2.VideoCapture()
+    video = open_video(source) if known else cv2.VideoCapture()
     try:
         if not video.isOpened():
             yield Picture(None, path, error=_not_opened(source))
@@ -272,6 +276,21 @@ def read_video(source: Union[str, int]) -> Iterator[Picture]:
         yield from _read_frames(video, source, path)
     finally:
         video.release()
+
+
+def open_video(source: Union[str, int]) -> cv2.VideoCapture:
+    """Open a video that names no other files.
+
+    Args:
+        source (str | int): The path of the video, or the number of the
+            camera.
+
+    Returns:
+        VideoCapture: The video. It says whether it is open.
+    """
+    # OpenCV has no other way to tell FFmpeg.
+    os.environ.setdefault('OPENCV_FFMPEG_CAPTURE_OPTIONS', FFMPEG_OPTIONS)
+    return cv2.VideoCapture(source)
 
 
 def _not_opened(source: Union[str, int]) -> str:

@@ -1,9 +1,14 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """The page of `dan-mm web`."""
+import glob
 import html
 import os
 import re
-from typing import Optional
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from tempfile import mkdtemp
+from typing import Dict, Iterator, List, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -12,29 +17,42 @@ from mmengine.visualization import Visualizer
 from PIL import UnidentifiedImageError
 
 from dan_mm.datasets import LoadCheckedImage
+from .annotate import AnnotatedWriter
 from .drawing import draw_faces
-from .inferencer import FERInferencer
+from .inferencer import SYNTHETIC, FERInferencer, PictureResult
+from .media import VIDEOS, is_video, open_video
 
 # Gradio would tell its makers of each start.
 os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
 try:
     import gradio as gr  # noqa: E402 isort: skip
+    from starlette.middleware import Middleware  # noqa: E402 isort: skip
+    from .web_guard import WebGuard  # noqa: E402 isort: skip
 except ImportError as error:
     raise ImportError(f'Found no gradio ({error}), expected it for the page. '
                       "Install it: pip install 'gradio>=6.31,<7'") from error
 
 INTRO = """# Facial expressions
-Give a picture: each face in it gets the expression that it shows most.
-**What a face shows is not what the person feels.**"""
+Give an image or a video: each face in it gets the expression that it shows
+most. **What a face shows is not what the person feels.**"""
 KEPT = 10  # minutes
-PRIVACY = ('Pictures go to the machine that runs this page and no further; '
-           f'it deletes them after about {KEPT} minutes.')
-MAX_FILE = 64  # megabytes
-SHOWN = 1600  # pixels of the longer side of the picture with boxes
+PRIVACY = ('Images and videos go to the machine that runs this page and no '
+           f'further; it deletes them after about {KEPT} minutes.')
+MAX_IMAGE, MAX_VIDEO = 64, 200  # megabytes
+MAX_LENGTH = 60  # seconds of a video
+MAX_WORK = 300  # seconds that a video may take
+MAX_ROWS = 500
+# How many requests are under way at once. An image does not wait for videos.
+IMAGES_AT_ONCE, VIDEOS_AT_ONCE = 4, 2
+SHOWN = 1600  # pixels of the longer side of the image with boxes
+SHOWN_VIDEO = 960  # and of the video
+SMOOTHING = 0.8
 CROP = 224
 CSS = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important}
-#message p {font-size: 1.25em}
+#message p, #message-video p {font-size: 1.25em}
+#synthetic {background: #fde68a; border-radius: 8px; padding: 8px 14px}
+#synthetic * {color: #422006}
 #about {opacity: .75}
 #faces .grid-container, #heads .grid-container {padding-top: 2em}
 #faces .grid-container {
@@ -49,11 +67,15 @@ CSS = """
 
 
 def read(path: str) -> np.ndarray:
-    """Read an uploaded file as a BGR picture.
+    """Read an uploaded file as a BGR image.
 
     Raises:
         ValueError: If that is not possible, with a sentence for the page.
     """
+    size = os.path.getsize(path)
+    if size > MAX_IMAGE * 2**20:
+        raise ValueError(f'This file has {size / 2**20:.0f} MB, expected an '
+                         f'image of at most {MAX_IMAGE} MB. Shrink it.')
     try:
         return LoadCheckedImage()(dict(img_path=path))['img']
     except (OSError, ValueError) as error:
@@ -61,31 +83,30 @@ def read(path: str) -> np.ndarray:
         reason = error.__cause__
         if reason is None or isinstance(reason, UnidentifiedImageError):
             reason = 'it is empty or in no known format'
-        raise ValueError(f'This file can not be read as a picture: {reason}. '
+        raise ValueError(f'This file can not be read as an image: {reason}. '
                          'Try another, such as a JPEG or PNG.') from error
 
 
-def to_rgb(picture: np.ndarray, scale: float = 1.) -> np.ndarray:
-    """Turn a BGR picture into what Gradio shows."""
+def to_rgb(img: np.ndarray, scale: float = 1.) -> np.ndarray:
+    """Turn a BGR image into what Gradio shows."""
     if scale != 1:
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        picture = cv2.resize(
-            picture, None, fx=scale, fy=scale, interpolation=how)
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        img = cv2.resize(img, None, fx=scale, fy=scale, interpolation=how)
+    return cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
 
 
 def draw_heads(face) -> list:
     """Draw what each head looks at over the face, with captions."""
     crop = to_rgb(face.crop, CROP / max(face.crop.shape[:2]))
-    pictures = [(crop, 'the face')]
+    images = [(crop, 'the face')]
     for i, attention in enumerate(face.attention_maps, 1):
         attention = torch.nn.functional.interpolate(
             torch.from_numpy(attention)[None, None],
             crop.shape[:2],
             mode='bicubic')[0]
         overlay = Visualizer.draw_featmap(attention, crop)
-        pictures.append((overlay, f'head {i}'))
-    return pictures
+        images.append((overlay, f'head {i}'))
+    return images
 
 
 def show_face(faces: list, index: int) -> list:
@@ -108,7 +129,7 @@ def show_face(faces: list, index: int) -> list:
 
 def summarize(faces: list) -> str:
     if not faces:
-        return ('No face was found. Try a picture with a larger face that '
+        return ('No face was found. Try an image with a larger face that '
                 'looks to the camera.')
     if len(faces) == 1:
         face = faces[0]
@@ -118,20 +139,20 @@ def summarize(faces: list) -> str:
     return f'{len(faces)} faces were found. Choose one below.'
 
 
-def answer(inferencer: FERInferencer, path: Optional[str]) -> list:
-    """Update the whole page to an uploaded file, or to none."""
+def answer_image(inferencer: FERInferencer, path: Optional[str]) -> list:
+    """Update the page to an uploaded image, or to none."""
     message, drawn, faces = '', None, []
     if path is not None:
         try:
-            picture = read(path)
+            img = read(path)
         except ValueError as error:
             message = str(error)
         else:
-            [result] = inferencer(picture, attention_maps=True)
+            [result] = inferencer(img, attention_maps=True)
             faces = result.faces
             message = result.error or summarize(faces)
-            scale = min(1., SHOWN / max(picture.shape[:2]))
-            drawn = to_rgb(draw_faces(picture, faces), scale)
+            scale = min(1., SHOWN / max(img.shape[:2]))
+            drawn = to_rgb(draw_faces(img, faces), scale)
     crops = [(to_rgb(face.crop), f'{i} {face.expression}')
              for i, face in enumerate(faces, 1)]
     return [
@@ -142,6 +163,127 @@ def answer(inferencer: FERInferencer, path: Optional[str]) -> list:
     ]
 
 
+@dataclass
+class Span:
+    """A time in which a face shows one expression.
+
+    Args:
+        track (int): The number of the face.
+        expression (str): What it shows.
+        start (float): The time of the first frame, in seconds.
+        end (float): The time of the last frame, in seconds.
+        scores (list[float]): The probabilities in all frames.
+    """
+    track: int
+    expression: str
+    start: float
+    end: float
+    scores: List[float]
+
+
+class Timeline:
+    """Who shows what when, in a video."""
+
+    def __init__(self) -> None:
+        self.spans: List[Span] = []
+        self.last: Dict[int, Span] = {}
+        self.time = 0.
+
+    def add(self, result: PictureResult) -> None:
+        """Take the faces of the next frame."""
+        self.time = result.time
+        for face in result.faces:
+            name, span = face.expression, self.last.get(face.track)
+            if span is None or span.expression != name:
+                span = Span(face.track, name, result.time, result.time, [])
+                self.last[face.track] = span
+                self.spans.append(span)
+            span.end = result.time
+            span.scores.append(face.scores[name])
+
+    def rows(self) -> List[list]:
+        """The rows of the table."""
+        return [[
+            f'{span.start:.1f}', f'{span.end:.1f}',
+            str(span.track), span.expression, f'{np.mean(span.scores):.0%}'
+        ] for span in self.spans]
+
+
+def show_video(message: str,
+               path: Optional[str] = None,
+               rows: Sequence[list] = ()) -> list:
+    """Update the page to an annotated video, or to none."""
+    return [
+        message,
+        gr.Video(path, visible=path is not None),
+        gr.Dataframe(list(rows[:MAX_ROWS]) or None, visible=bool(rows))
+    ]
+
+
+def answer_video(inferencer: FERInferencer,
+                 path: Optional[str]) -> Iterator[list]:
+    """Update the page to an uploaded video, while it is looked at."""
+    if path is None:
+        yield show_video('')
+        return
+    name = os.path.basename(path)
+    if not is_video(path):
+        yield show_video(f'The name {name} has no extension of a video, '
+                         f'expected one of {", ".join(VIDEOS)}.')
+        return
+    video = open_video(path)
+    frames, rate = (
+        video.get(what)
+        for what in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
+    video.release()
+    length = frames / rate if frames > 0 and rate > 0 else MAX_LENGTH
+    timeline, notes = Timeline(), []
+    begin = shown = time.monotonic()
+    # Gradio serves what is there, and deletes it later.
+    folder = mkdtemp(dir=os.environ['GRADIO_TEMP_DIR'])
+    writer = AnnotatedWriter(folder, [path], [path], 'VP80', SHOWN_VIDEO)
+    stream = inferencer.stream_pictures(path, smoothing=SMOOTHING)
+    with writer, closing(stream):
+        for picture, result in stream:
+            now = time.monotonic()
+            if (result.time or 0) > MAX_LENGTH:
+                notes.append(f'Only the first {MAX_LENGTH} s are shown: '
+                             'this page takes no more.')
+                break
+            if now - begin > MAX_WORK:
+                notes.append(
+                    f'Only the first {timeline.time:.1f} s are shown: it '
+                    f'took longer than {MAX_WORK // 60} minutes.')
+                break
+            if result.error and not notes:
+                # The path on this machine is nobody's business.
+                notes.append(result.error.replace(path, name))
+            writer.write(picture, result)
+            if result.time is not None:
+                timeline.add(result)
+            # Where the visitor has left, Gradio ends it here.
+            if now - shown > 1:
+                shown = now
+                done = timeline.time / min(length, MAX_LENGTH)
+                yield show_video(f'{min(done, 1):.0%} of the video is '
+                                 'done …')
+    written = next(glob.iglob(f'{folder}/*.webm'), None)
+    if written:
+        notes.insert(0, summarize_video(timeline))
+    if timeline.spans[MAX_ROWS:]:
+        notes.append(f'The table has the first {MAX_ROWS} rows of '
+                     f'{len(timeline.spans)}.')
+    yield show_video(' '.join(notes), written, timeline.rows())
+
+
+def summarize_video(timeline: Timeline) -> str:
+    number = len(timeline.last)
+    if not number:
+        return 'No face was found in the video.'
+    faces = 'One face was' if number == 1 else f'{number} faces were'
+    return f'{faces} followed for {timeline.time:.1f} s.'
+
+
 def build(inferencer: FERInferencer) -> gr.Blocks:
     """Build the page."""
     with gr.Blocks(
@@ -149,70 +291,131 @@ def build(inferencer: FERInferencer) -> gr.Blocks:
             title='Facial expressions',
             delete_cache=(60, 60 * KEPT)) as page:
         gr.Markdown(INTRO)
-        faces = gr.State([], time_to_live=60 * KEPT)
-        message = gr.Markdown(elem_id='message')
-        with gr.Row():
-            upload = gr.Image(
-                label='Picture',
-                sources=['upload', 'webcam'],
-                type='filepath',
-                image_mode=None,
-                height=400,
-                buttons=[],
-                elem_id='upload')
-            drawn = gr.Image(
-                label='Faces found',
-                format='jpeg',
-                height=400,
-                buttons=['fullscreen'],
-                interactive=False,
-                visible=False,
-                elem_id='drawn')
-        crops = gr.Gallery(
-            label='Faces',
-            height=230,
-            allow_preview=False,
-            buttons=[],
-            interactive=False,
-            visible=False,
-            elem_id='faces')
-        with gr.Row():
-            bars = gr.Label(visible=False, elem_id='bars')
-            heads = gr.Gallery(
-                buttons=[], interactive=False, visible=False, elem_id='heads')
+        if inferencer.synthetic:
+            gr.Markdown(f'**{SYNTHETIC}**', elem_id='synthetic')
+        with gr.Tab('Image'):
+            add_images(inferencer)
+        with gr.Tab('Video', elem_id='videos'):
+            add_videos(inferencer)
         # A checkpoint may say anything.
         gr.HTML(html.escape(f'{inferencer.about} {PRIVACY}'), elem_id='about')
-
-        # Gradio would open the file, and fail in its own words.
-        upload.preprocess = lambda payload: payload and payload.path
-
-        def choose(found: list, event: gr.SelectData) -> list:
-            if not found:
-                gr.Warning('This picture was deleted. Give it again.')
-            return show_face(found, event.index)
-
-        upload.input(
-            lambda path: answer(inferencer, path),
-            upload, [faces, message, drawn, crops, bars, heads],
-            show_progress_on=upload,
-            concurrency_limit=1,
-            api_visibility='private').then(
-                # Instead of the browser's sign for a broken picture
-                None,
-                [drawn, upload],
-                upload,
-                js='(drawn, upload) => drawn && upload')
-        crops.select(choose, faces, [bars, heads], api_visibility='private')
     return page
 
 
+def add_images(inferencer: FERInferencer) -> None:
+    """Add the part of the page for images."""
+    faces = gr.State([], time_to_live=60 * KEPT)
+    message = gr.Markdown(elem_id='message')
+    with gr.Row():
+        upload = gr.Image(
+            label='Image',
+            sources=['upload', 'webcam'],
+            height=400,
+            buttons=[],
+            elem_id='upload')
+        drawn = gr.Image(
+            label='Faces found',
+            format='jpeg',
+            height=400,
+            buttons=['fullscreen'],
+            interactive=False,
+            visible=False,
+            elem_id='drawn')
+    crops = gr.Gallery(
+        label='Faces',
+        height=230,
+        allow_preview=False,
+        buttons=[],
+        interactive=False,
+        visible=False,
+        elem_id='faces')
+    with gr.Row():
+        bars = gr.Label(visible=False, elem_id='bars')
+        heads = gr.Gallery(
+            buttons=[], interactive=False, visible=False, elem_id='heads')
+
+    def choose(found: list, event: gr.SelectData) -> list:
+        if event.index not in range(len(found)):
+            gr.Warning('This image was deleted. Give it again.')
+            return show_face([], 0)
+        return show_face(found, event.index)
+
+    upload.input(
+        lambda file: answer_image(inferencer, file and file['path']),
+        upload,
+        [faces, message, drawn, crops, bars, heads],
+        # Gradio would open the file, and fail in its own words.
+        preprocess=False,
+        show_progress_on=upload,
+        concurrency_limit=IMAGES_AT_ONCE,
+        api_visibility='private').then(
+            # Instead of the browser's sign for a broken image
+            None,
+            [drawn, upload],
+            upload,
+            js='(drawn, upload) => drawn && upload')
+    crops.select(choose, faces, [bars, heads], api_visibility='private')
+
+
+def add_videos(inferencer: FERInferencer) -> None:
+    """Add the part of the page for videos."""
+    message = gr.Markdown(
+        f'Of a video, the first {MAX_LENGTH} s count, and at most '
+        f'{MAX_VIDEO} MB.',
+        elem_id='message-video')
+    with gr.Row():
+        upload = gr.Video(
+            label='Video',
+            sources=['upload'],
+            height=400,
+            buttons=[],
+            elem_id='upload-video')
+        annotated = gr.Video(
+            label='Faces found',
+            format=None,
+            height=400,
+            buttons=['download'],
+            interactive=False,
+            visible=False,
+            elem_id='annotated')
+    table = gr.Dataframe(
+        headers=['from, s', 'to, s', 'face', 'expression', 'probability'],
+        datatype='str',
+        type='array',
+        interactive=False,
+        visible=False,
+        elem_id='timeline')
+
+    def show(file: Optional[dict]) -> Iterator[list]:
+        yield from answer_video(inferencer, file and file['path'])
+
+    working = upload.input(
+        show,
+        upload, [message, annotated, table],
+        preprocess=False,
+        show_progress='hidden',
+        concurrency_limit=VIDEOS_AT_ONCE,
+        api_visibility='private')
+    upload.clear(
+        lambda: show_video(''),
+        None, [message, annotated, table],
+        cancels=working,
+        api_visibility='private')
+
+
 def launch(page: gr.Blocks, host: str, port: Optional[int]) -> str:
-    """Serve the page, in a thread.
+    """Serve the page, in a thread. Files are in the folder that the
+    environment variable ``GRADIO_TEMP_DIR`` names.
 
     Returns:
         str: Its URL.
     """
     fonts = ['system-ui', 'sans-serif']
+    guard = Middleware(
+        WebGuard,
+        host=host,
+        folder=os.environ['GRADIO_TEMP_DIR'],
+        max_file=MAX_VIDEO * 2**20)
     _, url, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -221,7 +424,8 @@ def launch(page: gr.Blocks, host: str, port: Optional[int]) -> str:
         run_history=False,
         enable_monitoring=False,
         footer_links=[],
-        max_file_size=f'{MAX_FILE}mb',
+        max_file_size=f'{MAX_VIDEO}mb',
+        app_kwargs=dict(middleware=[guard]),
         theme=gr.themes.Default(font=fonts, font_mono=fonts),
         css=CSS,
         quiet=True,

@@ -2,7 +2,6 @@
 """Show the expressions of faces, and what DAN looks at, on a page in the
 browser that this machine serves to itself."""
 import argparse
-import ipaddress
 import os
 import signal
 import sys
@@ -19,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'model',
         nargs='?',
-        help='checkpoint, work folder or name in the model index')
+        help='checkpoint, work folder or name in the model index (default: '
+        'the model that is shipped)')
     parser.add_argument(
         '--config',
         help='config of the checkpoint, where it is not found by itself; a '
@@ -38,27 +38,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_verbose(parser)
 
 
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == 'localhost'
+class Stopped(Exception):
+    """A signal asks the process to end.
+
+    Args:
+        number (int): The number of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def stop(number: int, _) -> None:
+    # A second one does not wait.
+    signal.signal(number, signal.SIG_DFL)
+    raise Stopped(number)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve the page until it is interrupted.
+    """Serve the page until a signal, such as that of Ctrl-C, ends it.
 
     Returns:
         int: The exit status, 0.
     """
-    if not is_loopback(args.host):
-        print(
-            f'Warning: --host got {args.host}, expected 127.0.0.1. Others on '
-            'the network can open the page and send it pictures. Leave out '
-            '--host to keep it to this machine.',
-            file=sys.stderr)
     with results_only(args.verbose) as output:
-        serve(args, output)
+        try:
+            serve(args, output)
+        except Stopped as stopped:
+            # A request that is under way would keep the process.
+            signal.raise_signal(stopped.number)
     return 0
 
 
@@ -73,19 +82,28 @@ def serve(args: argparse.Namespace, output: IO[str]) -> None:
         import numpy as np
 
         from dan_mm.apis import FERInferencer, web_page
+        from dan_mm.apis.web_guard import is_loopback
         inferencer = FERInferencer(
             args.model, config=args.config, device=args.device)
-        # What the detector lacks is said now, not to the first picture.
+        # What the detector lacks is said now, not to the first image.
         inferencer(np.zeros((64, 64, 3), np.uint8))
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError,
+            ValueError) as error:
         raise SystemExit(str(error))
+    if not is_loopback(args.host):
+        print(
+            f'Warning: --host got {args.host}, expected 127.0.0.1. Others on '
+            'the network can open the page and send it images. Leave out '
+            '--host to keep it to this machine.',
+            file=sys.stderr)
     # Gradio asks its own page whether it is there, even through a proxy.
     os.environ['no_proxy'] = '*'
     # By these signals, the folder of uploads would stay.
-    for name in 'SIGTERM', 'SIGHUP':
+    for name in 'SIGINT', 'SIGTERM', 'SIGHUP':
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda *_: sys.exit())
-    with TemporaryDirectory() as folder:
+            signal.signal(getattr(signal, name), stop)
+    # A request that is under way may still write there.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ['GRADIO_TEMP_DIR'] = folder
         page = web_page.build(inferencer)
         try:

@@ -1,0 +1,224 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+import ipaddress
+import json
+import os
+import re
+import socket
+import stat
+from collections import Counter
+from typing import Any, Set, Tuple
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+# What the page asks for. Gradio serves much more: a proxy, recordings, the
+# functions of components.
+API = '/gradio_api'
+PAGE = re.compile('/|/(?:config|theme.css|manifest.json|favicon.ico|pwa_icon'
+                  '|robots.txt)/?|/(?:assets|static|svelte)/.+|' + API +
+                  '/(?:info|theme.css|startup-events|queue/data|queue/status'
+                  '|upload_progress|heartbeat/[^/]+)/?')
+FILE = f'{API}/file='
+UPLOAD, JOIN = f'{API}/upload', f'{API}/queue/join'
+POSTS = UPLOAD, JOIN, f'{API}/cancel', f'{API}/reset'
+MAX_JSON = 2**20  # bytes
+MAX_FORM = 2**16  # bytes of an upload that are not of the file
+META = dict(_type='gradio.FileData')
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is that of this machine for itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == 'localhost'
+
+
+class Refusal(Exception):
+    """A request that is not answered.
+
+    Args:
+        status (int): The HTTP status.
+        reason (str): A sentence.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class WebGuard:
+    """ASGI middleware that lets through what the page itself asks for, and
+    names of files only of those that the same session has uploaded.
+
+    A page of somebody else in the same browser has another ``Host`` (DNS
+    rebinding) or ``Origin``.
+
+    Args:
+        app (ASGIApp): Gradio's application.
+        host (str): The address that it listens at, or its name.
+        folder (str): Where Gradio keeps uploads and results.
+        max_file (int): Of how many bytes an upload may be.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, folder: str,
+                 max_file: int) -> None:
+        self.app = app
+        self.hosts = {host.lower()}
+        # Listening at all addresses, it has all the names of this machine.
+        self.anywhere = host in ('0.0.0.0', '::')
+        if self.anywhere:
+            self.hosts |= {
+                socket.gethostname().lower(),
+                socket.getfqdn().lower()
+            }
+        self.folder = os.path.join(folder, '')
+        self.max_file = max_file
+        # An upload belongs to the session that names it first: Gradio takes
+        # uploads without one.
+        self.unclaimed: Counter = Counter()
+        self.claimed: Set[Tuple[str, str]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive,
+                       send: Send) -> None:
+        if scope['type'] == 'websocket':
+            # The page has none.
+            await WebSocketClose()(scope, receive, send)
+            return
+        try:
+            if scope['type'] == 'http':
+                self._check_origin(scope)
+                self._check_path(scope)
+                path = scope['path'].rstrip('/')
+                if path == JOIN:
+                    receive = await self._check_join(receive)
+                elif path == UPLOAD:
+                    send = self._note_uploads(send)
+        except Refusal as refusal:
+            response = PlainTextResponse(str(refusal), refusal.status)
+            await response(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _check_origin(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        host, origin = headers.get('host', ''), headers.get('origin')
+        try:
+            parts = urlsplit(f'//{host}')
+            name = parts.hostname if parts.netloc == host else None
+            own = origin is None or urlsplit(origin).netloc == host
+        except ValueError:
+            name, own = None, False
+        known = name is not None and '@' not in host and (
+            name in self.hosts or is_loopback(name)
+            or self.anywhere and name == scope['server'][0])
+        if not known:
+            raise Refusal(
+                403, f'Got a request to the host {host!r:.100}, expected '
+                f'localhost or {", ".join(sorted(self.hosts))}. Open the page '
+                'by one of these names.')
+        if not own:
+            raise Refusal(
+                403, f'Got a request from a page of {origin!r:.100}, expected '
+                'it from this page alone.')
+
+    def _check_path(self, scope: Scope) -> None:
+        path, method = scope['path'], scope['method']
+        if method == 'POST' and path.rstrip('/') in POSTS:
+            size = Headers(scope=scope).get('content-length', '')
+            upload = path.rstrip('/') == UPLOAD
+            limit = self.max_file + MAX_FORM if upload else MAX_JSON
+            if not size.isdecimal():
+                raise Refusal(411, 'Got a request without its length.')
+            if int(size) > limit:
+                raise Refusal(
+                    413, f'Got a request of {size} bytes, expected at most '
+                    f'{limit}.')
+        elif method not in ('GET', 'HEAD') or not (PAGE.fullmatch(path)
+                                                   or self._is_kept(path)):
+            raise Refusal(404, 'This is no part of the page.')
+
+    def _is_kept(self, path: str) -> bool:
+        if not path.startswith(FILE):
+            return False
+        file = path[len(FILE):]
+        return file.startswith(
+            self.folder) and os.path.realpath(file).startswith(
+                os.path.join(os.path.realpath(self.folder), ''))
+
+    def _note_uploads(self, send: Send) -> Send:
+        """Remember the paths that the answer to an upload names."""
+        status, body = None, b''
+
+        async def noting(message: Message) -> None:
+            nonlocal status, body
+            if message['type'] == 'http.response.start':
+                status = message['status']
+            elif message['type'] == 'http.response.body' and status == 200:
+                body += message.get('body', b'')
+                if not message.get('more_body'):
+                    self.unclaimed.update(json.loads(body))
+            await send(message)
+
+        return noting
+
+    async def _check_join(self, receive: Receive) -> Receive:
+        """Read the request that starts an event, and check it."""
+        content, more = b'', True
+        while more:
+            message = await receive()
+            if message['type'] == 'http.disconnect':
+                raise Refusal(400, 'The request has no end.')
+            content += message.get('body', b'')
+            more = message.get('more_body', False)
+        try:
+            body = json.loads(content)
+            data, session = body['data'], body['session_hash']
+        except (KeyError, RecursionError, TypeError, ValueError):
+            raise Refusal(400, 'This is no request of the page.') from None
+        if not isinstance(data, list) or not isinstance(session, str):
+            raise Refusal(400, 'This is no request of the page.')
+        for item in data:
+            if item is not None and not self._is_uploaded(item, session):
+                raise Refusal(
+                    403, 'Got a file that this session has not '
+                    'uploaded.')
+        # What was checked, and not what another parser makes of it
+        checked = dict(
+            type='http.request',
+            body=json.dumps(body).encode(),
+            more_body=False)
+        messages = [checked]
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        return replay
+
+    def _is_uploaded(self, item: Any, session: str) -> bool:
+        """Whether this is a file that the session has uploaded, and no
+        more."""
+        if not isinstance(item, dict) or item.get('meta') != META or any(
+                isinstance(value, (dict, list))
+                for key, value in item.items() if key != 'meta'):
+            return False
+        path = item.get('path')
+        if not isinstance(path, str) or not _is_regular(path):
+            return False
+        if (path, session) in self.claimed:
+            return True
+        if not self.unclaimed[path]:
+            return False
+        self.unclaimed[path] -= 1
+        self.claimed.add((path, session))
+        return True
+
+
+def _is_regular(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False

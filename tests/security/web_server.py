@@ -1,0 +1,43 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""`dan-mm web` with a model that is none: it sees a face in every image, and
+takes a minute for one of 10x10 pixels."""
+import sys
+import time
+
+import numpy as np
+
+from dan_mm import apis, cli
+from dan_mm.apis.media import read
+
+
+class Model:
+    about = 'Trained on nothing.'
+    synthetic = False
+
+    def __init__(self, *args, **kwargs):
+        """Takes anything."""
+
+    def __call__(self, img, **kwargs):
+        height, width = img.shape[:2]
+        if (height, width) == (10, 10):
+            time.sleep(60)
+        face = apis.FaceResult(
+            dict(anger=0.1, happiness=0.9),
+            bbox=np.float32([0, 0, width, height]),
+            crop=img)
+        return [apis.PictureResult(faces=[face])]
+
+    def stream_pictures(self, path, smoothing):
+        for picture in read([path]):
+            if picture.img is None:
+                yield picture, apis.PictureResult(error=picture.error)
+                continue
+            [result] = self(picture.img)
+            result.faces[0].track = 0
+            result.frame, result.time = picture.frame, picture.time
+            yield picture, result
+
+
+if __name__ == '__main__':
+    apis.FERInferencer = Model
+    sys.exit(cli.main(['web', 'model', *sys.argv[1:]]))
