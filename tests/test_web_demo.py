@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from urllib.parse import urlsplit
 
 import cv2
@@ -90,7 +91,8 @@ class Browser(webdriver.Chrome):
         options.binary_location = CHROMIUM
         for argument in (
                 'headless=new', 'no-sandbox', 'disable-dev-shm-usage',
-                'window-size=1280,900',
+                'window-size=1280,900', 'use-fake-device-for-media-stream',
+                'use-fake-ui-for-media-stream',
                 'host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1'):
             options.add_argument(f'--{argument}')
         options.set_capability('goog:loggingPrefs', {'performance': 'ALL'})
@@ -196,7 +198,8 @@ def test_page(serve, browser, tmp_path):
 
     (tmp_path / 'broken.jpg').write_bytes(b'no image')
     answer = browser.give(tmp_path / 'broken.jpg')
-    assert answer.startswith('This file can not be read as an image: it is')
+    assert answer.startswith(
+        'This image can not be used: it can not be read: ')
     browser.wait(lambda: not browser.all('#upload img'))
     Image.new('RGB', (64, 64)).save(tmp_path / 'black.png')
     answer = browser.give(tmp_path / 'black.png')
@@ -236,12 +239,12 @@ def test_video(serve, browser, tmp_path):
         'document.querySelector("#timeline").scrollIntoView()')
     cells = browser.wait(
         lambda: list(filter(None, browser.texts('#timeline [role=gridcell]'))))
-    assert cells[:5] == ['0.0', '1.0', '0', 'happiness', '86%']
-    assert cells[-5:] == ['1.0', '2.0', '1', 'fear', '90%']
+    assert cells[:5] == ['0.0 s', '1.0 s', '0', 'happiness', '86%']
+    assert cells[-5:] == ['1.0 s', '2.0 s', '1', 'fear', '90%']
     assert len(cells) == 20
     assert browser.save_screenshot(str(tmp_path / 'video.png'))
 
-    browser.all('#upload-video button[aria-label="Clear"]')[0].click()
+    browser.all('#upload-video button[aria-label=Clear]')[0].click()
     browser.wait(lambda: browser.texts('#message-video') == [''])
     assert not browser.all('#annotated video')
     (tmp_path / 'broken.mp4').write_bytes(b'no video')
@@ -249,6 +252,52 @@ def test_video(serve, browser, tmp_path):
     assert answer.startswith('The video broken.mp4 can not be opened')
     assert not browser.all('#annotated video')
     assert browser.hosts() == {'127.0.0.1'}
+
+
+def test_images_that_fail(tmp_path, monkeypatch):
+    # Thinner than a pixel when it is shown
+    strip = np.zeros((1, 4000, 3), np.uint8)
+    strip[:, :2000] = 255
+    cv2.imwrite(str(tmp_path / 'strip.png'), strip)
+    fake = Fake()
+    faces, message, drawn, *_ = web_page.answer_image(
+        fake, str(tmp_path / 'strip.png'))
+    assert len(faces) == 4000 and drawn.visible
+
+    def fail(*args, **kwargs):
+        raise AssertionError('it failed')
+
+    monkeypatch.setattr(Fake, '__call__', fail)
+    faces, message, drawn, *_ = web_page.answer_image(
+        fake, str(tmp_path / 'strip.png'))
+    assert message == 'This image can not be used: it failed'
+    assert not faces and not drawn.visible
+
+
+def test_large_images_are_looked_at_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(web_page, 'LARGE', 64 * 64 - 1)
+    monkeypatch.setattr(web_page, 'MAX_WAIT', 0.1)
+    paths = []
+    for side in 63, 64:
+        paths.append(str(tmp_path / f'{side}.png'))
+        Image.new('RGB', (side, side)).save(paths[-1])
+    small, large = paths
+    other = {}
+
+    class Slow(Fake):
+
+        def __call__(self, img, attention_maps):
+            if len(img) == 64 and not other:
+                # Meanwhile
+                for path in paths:
+                    other[path] = web_page.answer_image(self, path)[1]
+            return super().__call__(img, attention_maps)
+
+    for _ in range(2):
+        message = web_page.answer_image(Slow(), large)[1]
+        assert message.startswith('No face was found')
+    assert other[small].startswith('No face was found')
+    assert 'another large one under way' in other[large]
 
 
 def test_limits_of_videos(tmp_path, monkeypatch):
@@ -264,6 +313,10 @@ def test_limits_of_videos(tmp_path, monkeypatch):
     *_, (message, _, _) = web_page.answer_video(Fake(), path)
     assert 'first 0.0 s are shown' in message
     monkeypatch.setattr(web_page, 'MAX_WORK', 60)
+    monkeypatch.setattr(web_page, 'MAX_FRAME', 64 * 64 - 1)
+    [[message, video, _]] = web_page.answer_video(Fake(), path)
+    assert 'frames of 64x64 pixels' in message and not video.value
+    monkeypatch.setattr(web_page, 'MAX_FRAME', 64 * 64)
     monkeypatch.setattr(web_page, 'MAX_ROWS', 1)
     *_, (message, _, table) = web_page.answer_video(Fake(), path)
     assert 'first 1 rows' in message and len(table.value['data']) == 1
@@ -284,11 +337,49 @@ def test_timeline():
                     FaceResult({name: 0.5 + number / 10}, track=track)
                     for name, track in faces
                 ]))
-    assert timeline.rows() == [['0.0', '0.5', '0', 'anger', '55%'],
-                               ['0.5', '1.5', '1', 'fear', '70%'],
-                               ['1.5', '1.5', '0', 'sadness', '80%'],
-                               ['2.0', '2.0', '0', 'anger', '90%']]
+    assert timeline.rows() == [['0.0 s', '0.5 s', '0', 'anger', '55%'],
+                               ['0.5 s', '1.5 s', '1', 'fear', '70%'],
+                               ['1.5 s', '1.5 s', '0', 'sadness', '80%'],
+                               ['2.0 s', '2.0 s', '0', 'anger', '90%']]
     assert timeline.time == 2
+
+
+@needs_browser
+def test_page_on_a_phone(serve, browser, tmp_path):
+    size = dict(width=390, height=844, deviceScaleFactor=1, mobile=True)
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
+    frame = cv2.resize(cv2.imread(photograph(tmp_path)), (240, 240))
+    path = write_video(tmp_path / 'one.mp4', [frame] * 5)
+    browser.get(serve(Fake()))
+    browser.give(photograph(tmp_path, 3))
+    browser.wait(lambda: browser.texts('#heads .caption-label'))
+
+    def width():
+        return browser.execute_script(
+            'return document.documentElement.scrollWidth')
+
+    assert width() == 390
+    browser.all('button[role=tab]')[1].click()
+    browser.give(path, '#upload-video', '#message-video')
+    browser.wait(lambda: browser.all('#timeline [role=gridcell]'))
+    assert browser.save_screenshot(str(tmp_path / 'phone.png'))
+    assert width() == 390
+
+
+@needs_browser
+def test_camera(serve, browser):
+    browser.get(serve(Fake()))
+    for button in ('[aria-label="Capture from camera"]', ':has(.icon-wrap)',
+                   '[aria-label="capture photo"]'):
+        # The last appears before the camera is on.
+        browser.wait(lambda: [
+            item for item in browser.all(f'#upload button{button}')
+            if item.is_displayed()
+        ])[0].click()
+        time.sleep(2)
+    # The test image of the browser is 4:3.
+    answer = browser.wait(lambda: browser.texts('#message')[0])
+    assert answer == 'This face shows happiness (86%).'
 
 
 @needs_browser
@@ -347,17 +438,17 @@ def test_refused_files(tmp_path, monkeypatch):
     path = tmp_path / 'file.jpg'
     for content in b'', b'<svg xmlns="http://www.w3.org/2000/svg"/>':
         path.write_bytes(content)
-        with pytest.raises(ValueError, match='image: it is empty or in no'):
+        with pytest.raises(ValueError, match='read: it is empty or in no'):
             web_page.read(str(path))
     cv2.imwrite(str(path), draw_face(0, 240))
     whole = path.read_bytes()
     assert web_page.read(str(path)).shape == (240, 240, 3)
     path.write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(ValueError, match='image: .*truncated.* Try another'):
+    with pytest.raises(ValueError, match='read: .*truncated.* Try another'):
         web_page.read(str(path))
     path.write_bytes(whole)
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 240 * 240 - 1)
-    with pytest.raises(ValueError, match='image: it has 240x240 pixels'):
+    with pytest.raises(ValueError, match='read: it has 240x240 pixels'):
         web_page.read(str(path))
 
 

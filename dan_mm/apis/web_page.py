@@ -4,9 +4,10 @@ import glob
 import html
 import os
 import re
+import threading
 import time
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from tempfile import mkdtemp
 from typing import Dict, Iterator, List, Optional, Sequence
 
@@ -14,9 +15,10 @@ import cv2
 import numpy as np
 import torch
 from mmengine.visualization import Visualizer
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from dan_mm.datasets import LoadCheckedImage
+from dan_mm.datasets.loading import prepare_image
 from .annotate import AnnotatedWriter
 from .drawing import draw_faces
 from .inferencer import SYNTHETIC, FERInferencer, PictureResult
@@ -41,12 +43,16 @@ PRIVACY = ('Images and videos go to the machine that runs this page and no '
 MAX_IMAGE, MAX_VIDEO = 64, 200  # megabytes
 MAX_LENGTH = 60  # seconds of a video
 MAX_WORK = 300  # seconds that a video may take
+MAX_FRAME = 2**24  # pixels
 MAX_ROWS = 500
 # How many requests are under way at once. An image does not wait for videos.
-IMAGES_AT_ONCE, VIDEOS_AT_ONCE = 4, 2
+IMAGES_AT_ONCE, VIDEOS_AT_ONCE = 6, 2
 SHOWN = 1600  # pixels of the longer side of the image with boxes
 SHOWN_VIDEO = 960  # and of the video
 SMOOTHING = 0.8
+LARGE = 12_500_000  # pixels of an image
+MAX_WAIT = 5  # seconds that a large image waits for another one
+one_large = threading.Lock()
 CROP = 224
 CSS = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important}
@@ -62,7 +68,8 @@ CSS = """
 #heads .grid-wrap {max-height: none; min-height: 0; overflow: visible}
 #faces .caption-label {max-width: 100%; padding: 2px 6px}
 @media (max-width: 600px) {
-  #upload, #drawn {height: 290px !important}}
+  #upload, #drawn, #annotated {height: 290px !important}
+  #timeline * {font-size: 13px}}
 """
 
 
@@ -70,12 +77,12 @@ def read(path: str) -> np.ndarray:
     """Read an uploaded file as a BGR image.
 
     Raises:
-        ValueError: If that is not possible, with a sentence for the page.
+        ValueError: If that is not possible, with the reason.
     """
     size = os.path.getsize(path)
     if size > MAX_IMAGE * 2**20:
-        raise ValueError(f'This file has {size / 2**20:.0f} MB, expected an '
-                         f'image of at most {MAX_IMAGE} MB. Shrink it.')
+        raise ValueError(f'it has {size / 2**20:.0f} MB, expected at most '
+                         f'{MAX_IMAGE} MB. Shrink it.')
     try:
         return LoadCheckedImage()(dict(img_path=path))['img']
     except (OSError, ValueError) as error:
@@ -83,8 +90,32 @@ def read(path: str) -> np.ndarray:
         reason = error.__cause__
         if reason is None or isinstance(reason, UnidentifiedImageError):
             reason = 'it is empty or in no known format'
-        raise ValueError(f'This file can not be read as an image: {reason}. '
-                         'Try another, such as a JPEG or PNG.') from error
+        raise ValueError(f'it can not be read: {reason}. Try another, '
+                         'such as a JPEG or PNG.') from error
+
+
+@contextmanager
+def at_most_one_large(path: str) -> Iterator[None]:
+    """Bound the memory of images that are looked at together.
+
+    Raises:
+        ValueError: If this image is large and another one is under way.
+    """
+    try:
+        with Image.open(path) as header:
+            large = header.width * header.height > LARGE
+    except Exception:
+        # Reading it will say what is wrong.
+        large = False
+    # Waiting keeps the place of others.
+    if large and not one_large.acquire(timeout=MAX_WAIT):
+        raise ValueError('there is another large one under way. Try again in '
+                         'a minute, or shrink it.')
+    try:
+        yield
+    finally:
+        if large:
+            one_large.release()
 
 
 def to_rgb(img: np.ndarray, scale: float = 1.) -> np.ndarray:
@@ -139,20 +170,34 @@ def summarize(faces: list) -> str:
     return f'{len(faces)} faces were found. Choose one below.'
 
 
+def look(inferencer: FERInferencer, path: str) -> tuple:
+    """Find the faces of an uploaded image.
+
+    Returns:
+        tuple: A sentence, the image with boxes in RGB, and the faces.
+    """
+    img = read(path)
+    [result] = inferencer(img, attention_maps=True)
+    # Copies of a large image would be large.
+    img, (scale, _) = prepare_image(img, SHOWN)
+    shown = [
+        replace(face, bbox=face.bbox * scale) for face in result.faces
+        if face.bbox is not None
+    ]
+    message = result.error or summarize(result.faces)
+    return message, to_rgb(draw_faces(img, shown)), result.faces
+
+
 def answer_image(inferencer: FERInferencer, path: Optional[str]) -> list:
     """Update the page to an uploaded image, or to none."""
     message, drawn, faces = '', None, []
     if path is not None:
         try:
-            img = read(path)
-        except ValueError as error:
-            message = str(error)
-        else:
-            [result] = inferencer(img, attention_maps=True)
-            faces = result.faces
-            message = result.error or summarize(faces)
-            scale = min(1., SHOWN / max(img.shape[:2]))
-            drawn = to_rgb(draw_faces(img, faces), scale)
+            with at_most_one_large(path):
+                message, drawn, faces = look(inferencer, path)
+        except Exception as error:
+            # Whatever an image does is its own failure.
+            message = f'This image can not be used: {error}'
     crops = [(to_rgb(face.crop), f'{i} {face.expression}')
              for i, face in enumerate(faces, 1)]
     return [
@@ -204,7 +249,7 @@ class Timeline:
     def rows(self) -> List[list]:
         """The rows of the table."""
         return [[
-            f'{span.start:.1f}', f'{span.end:.1f}',
+            f'{span.start:.1f} s', f'{span.end:.1f} s',
             str(span.track), span.expression, f'{np.mean(span.scores):.0%}'
         ] for span in self.spans]
 
@@ -232,10 +277,16 @@ def answer_video(inferencer: FERInferencer,
                          f'expected one of {", ".join(VIDEOS)}.')
         return
     video = open_video(path)
-    frames, rate = (
+    frames, rate, width, height = (
         video.get(what)
-        for what in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
+        for what in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS,
+                     cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
     video.release()
+    if width * height > MAX_FRAME:
+        yield show_video(f'The video has frames of {width:.0f}x{height:.0f} '
+                         f'pixels, expected at most {MAX_FRAME} of them. '
+                         'Shrink it.')
+        return
     length = frames / rate if frames > 0 and rate > 0 else MAX_LENGTH
     timeline, notes = Timeline(), []
     begin = shown = time.monotonic()
@@ -360,28 +411,28 @@ def add_images(inferencer: FERInferencer) -> None:
 def add_videos(inferencer: FERInferencer) -> None:
     """Add the part of the page for videos."""
     message = gr.Markdown(
-        f'Of a video, the first {MAX_LENGTH} s count, and at most '
+        f'The first {MAX_LENGTH} s are looked at, of a video of at most '
         f'{MAX_VIDEO} MB.',
         elem_id='message-video')
-    with gr.Row():
-        upload = gr.Video(
-            label='Video',
-            sources=['upload'],
-            height=400,
-            buttons=[],
-            elem_id='upload-video')
-        annotated = gr.Video(
-            label='Faces found',
-            format=None,
-            height=400,
-            buttons=['download'],
-            interactive=False,
-            visible=False,
-            elem_id='annotated')
+    # Gradio's own component for videos complains about what the browser can
+    # not play, such as HEVC.
+    upload = gr.File(
+        label='Video',
+        file_types=['video', *VIDEOS],
+        height=140,
+        elem_id='upload-video')
+    annotated = gr.Video(
+        label='Faces found',
+        height=480,
+        buttons=['download'],
+        interactive=False,
+        visible=False,
+        elem_id='annotated')
     table = gr.Dataframe(
-        headers=['from, s', 'to, s', 'face', 'expression', 'probability'],
+        headers=['from', 'to', 'face', 'expression', 'score'],
         datatype='str',
         type='array',
+        column_widths=['16%', '16%', '17%', '32%', '19%'],
         interactive=False,
         visible=False,
         elem_id='timeline')
@@ -389,7 +440,7 @@ def add_videos(inferencer: FERInferencer) -> None:
     def show(file: Optional[dict]) -> Iterator[list]:
         yield from answer_video(inferencer, file and file['path'])
 
-    working = upload.input(
+    working = upload.upload(
         show,
         upload, [message, annotated, table],
         preprocess=False,

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_verbose(parser)
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """A signal asks the process to end.
 
     Args:
@@ -62,12 +62,20 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         int: The exit status, 0.
     """
-    with results_only(args.verbose) as output:
-        try:
+    # By these signals, the folder of uploads would stay.
+    for name in 'SIGINT', 'SIGTERM', 'SIGHUP':
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+    try:
+        # A request that is under way may still write there.
+        with results_only(args.verbose) as output, TemporaryDirectory(
+                ignore_cleanup_errors=True) as folder:
+            # Gradio reads it when it is imported.
+            os.environ['GRADIO_TEMP_DIR'] = folder
             serve(args, output)
-        except Stopped as stopped:
-            # A request that is under way would keep the process.
-            signal.raise_signal(stopped.number)
+    except Stopped as stopped:
+        # A request that is under way would keep the process.
+        signal.raise_signal(stopped.number)
     return 0
 
 
@@ -98,24 +106,17 @@ def serve(args: argparse.Namespace, output: IO[str]) -> None:
             file=sys.stderr)
     # Gradio asks its own page whether it is there, even through a proxy.
     os.environ['no_proxy'] = '*'
-    # By these signals, the folder of uploads would stay.
-    for name in 'SIGINT', 'SIGTERM', 'SIGHUP':
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), stop)
-    # A request that is under way may still write there.
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        os.environ['GRADIO_TEMP_DIR'] = folder
-        page = web_page.build(inferencer)
-        try:
-            url = web_page.launch(page, args.host, args.port)
-        except OSError as error:
-            raise SystemExit(f'Can not listen at {args.host} ({error}). Free '
-                             'the port, or give another one with --port.')
-        print(
-            f'The page is at {url}: open it in a browser. Ctrl-C stops it.',
-            file=output,
-            flush=True)
-        page.block_thread()
+    page = web_page.build(inferencer)
+    try:
+        url = web_page.launch(page, args.host, args.port)
+    except OSError as error:
+        raise SystemExit(f'Can not listen at {args.host} ({error}). Free '
+                         'the port, or give another one with --port.')
+    print(
+        f'The page is at {url}: open it in a browser. Ctrl-C stops it.',
+        file=output,
+        flush=True)
+    page.block_thread()
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
