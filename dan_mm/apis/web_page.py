@@ -468,7 +468,8 @@ def launch(page: gr.Blocks, host: str, port: Optional[int]) -> str:
         folder=os.environ['GRADIO_TEMP_DIR'],
         max_file=MAX_VIDEO * 2**20)
     _, url, _ = page.launch(
-        server_name=host,
+        # IPv6
+        server_name=f'[{host}]' if ':' in host else host,
         server_port=port,
         share=False,
         ssr_mode=False,

@@ -43,6 +43,7 @@ class Server:
     """The page, in a process of its own."""
 
     def __init__(self, folder, *options):
+        self.address = '::1' if '::1' in options else '127.0.0.1'
         self.temp = folder / 'temp'
         self.temp.mkdir()
         log = folder / 'log'
@@ -58,7 +59,7 @@ class Server:
                                             stdout=file,
                                             stderr=file)
         until = time.monotonic() + 120
-        while not (url := re.search(r'http://\S+?:(\d+)/', log.read_text())):
+        while not (url := re.search(r'http://\S+:(\d+)/', log.read_text())):
             assert self.process.poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.1)
@@ -79,7 +80,7 @@ class Server:
     def request(self, method, path, body=None, headers=None):
         """Ask, and get the status and the body."""
         connection = http.client.HTTPConnection(
-            '127.0.0.1', self.port, timeout=SOON)
+            self.address, self.port, timeout=SOON)
         with contextlib.closing(connection):
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
@@ -108,7 +109,7 @@ class Server:
     def result(self, session):
         """Get the last message of the event of a session."""
         connection = http.client.HTTPConnection(
-            '127.0.0.1', self.port, timeout=SOON)
+            self.address, self.port, timeout=SOON)
         until = time.monotonic() + 2 * SOON
         with contextlib.closing(connection):
             connection.request(
@@ -266,6 +267,24 @@ def test_hosts(server):
         assert server.upload(image_bytes(), Host=host)[0] >= 400, host
 
 
+@pytest.mark.parametrize('host', ['0.0.0.0', '::1'])
+def test_hosts_of_other_addresses(tmp_path, host):
+    if host == '::1':
+        try:
+            socket.create_server((host, 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip('needs IPv6')
+    with Server(tmp_path, '--host', host) as server:
+        own = f'[{host}]' if ':' in host else '127.0.0.1'
+        for name, status in ((own, 200), (socket.gethostname(), 200),
+                             ('evil.example', 403), ('192.0.2.1', 403)):
+            # The names of this machine are those of all addresses.
+            if name == socket.gethostname() and host == '::1':
+                continue
+            headers = dict(Host=f'{name}:{server.port}')
+            assert server.request('GET', '/', headers=headers)[0] == status
+
+
 def test_origins(server):
     port = server.port
     assert server.upload(
@@ -338,6 +357,47 @@ def test_a_slow_request_blocks_no_other(server):
     start = time.monotonic()
     assert 'happiness' in server.ask_uploaded(image_bytes(8), 'awake')
     assert time.monotonic() - start < SOON
+
+
+def slow_video(folder):
+    """A video for which the model takes a minute."""
+    path = str(folder / 'slow.webm')
+    video = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*'VP80'), 25,
+                            (32, 32))
+    for _ in range(120):
+        video.write(np.zeros((32, 32, 3), np.uint8))
+    video.release()
+    return Path(path).read_bytes()
+
+
+def test_videos_block_no_image_and_end_with_their_visitor(server, tmp_path):
+    content, session = slow_video(tmp_path), 'leaver'
+    for i in range(3):
+        path = server.upload(content, 'slow.webm')[1]
+        file = dict(path=path, meta=META)
+        assert server.join([file], f'{session}{i}', 'upload-video') == 200
+    connections = []
+    for i in range(3):
+        connection = http.client.HTTPConnection('127.0.0.1', server.port)
+        connection.request(
+            'GET', f'/gradio_api/queue/data?session_hash={session}{i}')
+        connections.append(connection)
+    assert 'happiness' in server.ask_uploaded(image_bytes(9), 'meanwhile')
+
+    def being_written():
+        return list(server.temp.rglob('*.partial.webm'))
+
+    until = time.monotonic() + SOON
+    while not being_written():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    for connection in connections:
+        connection.sock.close()
+        connection.close()
+    until = time.monotonic() + 2 * SOON
+    while being_written():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize('content', [

@@ -1,6 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""`dan-mm web` with a model that is none: it sees a face in every image, and
-takes a minute for one of 10x10 pixels."""
+"""`dan-mm web` with a model that is none: it sees a face in every image. It
+takes a minute for one of 10x10 pixels, and half a second for each frame of a
+video of 32x32."""
 import sys
 import time
 
@@ -32,6 +33,8 @@ class Model:
             if picture.img is None:
                 yield picture, apis.PictureResult(error=picture.error)
                 continue
+            if picture.img.shape[:2] == (32, 32):
+                time.sleep(0.5)
             [result] = self(picture.img)
             result.faces[0].track = 0
             result.frame, result.time = picture.frame, picture.time
