@@ -17,12 +17,11 @@ import torch
 from mmengine.visualization import Visualizer
 from PIL import Image, UnidentifiedImageError
 
-from dan_mm.datasets import LoadCheckedImage
 from dan_mm.datasets.loading import prepare_image
 from .annotate import AnnotatedWriter
 from .drawing import draw_faces
 from .inferencer import SYNTHETIC, FERInferencer, PictureResult
-from .media import VIDEOS, is_video, open_video
+from .media import VIDEOS, is_video, open_video, read_image
 
 # Gradio would tell its makers of each start.
 os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
@@ -84,7 +83,7 @@ def read(path: str) -> np.ndarray:
         raise ValueError(f'it has {size / 2**20:.0f} MB, expected at most '
                          f'{MAX_IMAGE} MB. Shrink it.')
     try:
-        return LoadCheckedImage()(dict(img_path=path))['img']
+        return read_image(path)
     except (OSError, ValueError) as error:
         # The message itself is for who keeps a data set.
         reason = error.__cause__
