@@ -16,7 +16,8 @@ from mmengine.config import Config
 from mmpretrain import get_model, list_models
 from mmpretrain.registry import MODELS
 
-from dan_mm.apis import register_model_index
+from dan_mm.apis import FERInferencer, register_model_index
+from dan_mm.apis.model_index import DEFAULT_MODEL, shipped_model
 
 
 def metafile():
@@ -96,3 +97,13 @@ def test_a_wheel_has_the_index(tmp_path):
     found, config, heads = output.split()[-3:]
     assert found.startswith(str(tmp_path)) and heads == '4'
     assert config.startswith(f'{tmp_path}/site/dan_mm/.mim/configs/')
+
+
+def test_the_shipped_weights_by_name():
+    """MMPretrain gets the same model as :class:`FERInferencer`."""
+    register_model_index()
+    model = get_model(DEFAULT_MODEL, pretrained=True).eval()
+    images = torch.rand(2, 3, 112, 112)
+    expected = FERInferencer()._classifier.model(images)
+    torch.testing.assert_close(model(images), expected)
+    assert os.path.getsize(shipped_model()) < 14e6
