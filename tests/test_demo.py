@@ -90,7 +90,7 @@ def test_demo_again_trains_nothing(demo, monkeypatch, capsys):
     assert not any('Epoch(train)' in output for output in trainings)
     assert others == ['tools/visualization/attention_maps.py']
     assert (folder / 'work_dirs/demo/results.json').read_text() == results
-    shown = capsys.readouterr().out.partition('Accuracy on drawn faces')
+    shown = capsys.readouterr().out.partition('Accuracy on synthetic faces')
     assert shown[1] and output.strip().endswith(shown[2].strip())
 
 
