@@ -1,5 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""Train plain ResNet-18 and DAN on synthetic faces and show what they learned."""
+"""Train plain ResNet-18 and DAN on synthetic faces, and show the results."""
 import argparse
 import os.path as osp
 import subprocess
