@@ -61,7 +61,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     complexity = get_model_complexity_info(
         model, inputs=(torch.zeros(1, *shape), ), show_table=False)
     recalls = np.array(metrics['single-label/recall_classwise'])
-    # The rarest expression of FER+ has 27 images for testing.
+    # So rare in FER+ that it is left out of many balanced accuracies.
     seven = [
         recall for recall, name in zip(recalls, classes) if name != 'contempt'
     ]
