@@ -29,6 +29,7 @@ OTHERS = (
     ('cv2', 'opencv-python'),
     ('torchvision', 'torchvision'),
     ('PIL', 'pillow'),
+    ('pi_heif', 'pi-heif'),
     ('rich', 'rich'),
     ('scipy', 'scipy'),
     ('sklearn', 'scikit-learn'),
