@@ -76,6 +76,7 @@ setup(
             'isort',
             'pre-commit',
             'pytest',
+            'pytest-xdist',
             'scikit-image',
             'selenium>=4.51,<5',
             'yapf'

@@ -8,15 +8,16 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, shared
+from conftest import ROOT
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
+GOLDEN = f'{ROOT}/tests/data/golden'
 CONVERTER = f'{ROOT}/tools/model_converters/dan_to_mmpretrain.py'
 
 
 def recipe(key: str, shape: list) -> torch.Tensor:
-    """Make a tensor of ../shared/golden/README.md."""
+    """Make the weight, bias or statistic of that name."""
     if key.endswith('num_batches_tracked'):
         return torch.tensor(0)
     rng = np.random.default_rng(zlib.crc32(key.encode()))
@@ -35,9 +36,9 @@ def recipe(key: str, shape: list) -> torch.Tensor:
 
 @pytest.mark.parametrize('case', ['k1c7', 'k2c7', 'k4c7', 'k4c8'])
 def test_equals_the_original(case, tmp_path):
-    with open(shared('golden', 'dan_original_state_dict.json')) as file:
+    with open(f'{GOLDEN}/dan_original_state_dict.json') as file:
         shapes = json.load(file)[case]
-    golden = np.load(shared('golden', 'dan_original.npz'))
+    golden = np.load(f'{GOLDEN}/dan_original.npz')
     num_heads, num_classes = int(case[1]), int(case[3])
 
     source = {key: recipe(key, shape) for key, (shape, _) in shapes.items()}

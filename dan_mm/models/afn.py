@@ -119,14 +119,14 @@ class AFN(ClsHead):
             feats (tuple[Tensor, Tensor]): As in :meth:`pre_logits`.
 
         Returns:
-            Tensor: The scores before the softmax, at least float32, of shape
-            ``(B, num_classes)``.
+            Tensor: The scores before the softmax, of the dtype of the weights
+            (also under autocast) and shape ``(B, num_classes)``.
         """
-        refuse_batch_of_one(self.bn, len(feats[0]), 'AFN')
+        refuse_batch_of_one(self.bn, feats[0].size(0), 'AFN')
         pre_logits = self.pre_logits(feats)
         # Half precision would round the scores to two or three digits.
         with torch.autocast(pre_logits.device.type, enabled=False):
-            return self.bn(self.fc(pre_logits))
+            return self.bn(self.fc(pre_logits.to(self.fc.weight.dtype)))
 
     def loss(self, feats: Tuple[torch.Tensor, torch.Tensor],
              data_samples: List[DataSample], **kwargs) -> dict:
@@ -182,26 +182,12 @@ class AFN(ClsHead):
                     'data set.')
             return target
         target = torch.cat([sample.gt_label for sample in data_samples])
-        if target.min() < 0 or target.max() >= self.num_classes:
+        # A GPU asserts it by itself; looking at the values would wait for it.
+        if target.device.type == 'cpu' and not (
+                0 <= target.min() and target.max() < self.num_classes):
             raise ValueError(
                 f'AFN got the labels {sorted(set(target.tolist()))}, expected '
                 f'labels from 0 to {self.num_classes - 1}. Set '
                 '`model.head.num_classes` to the number of classes of the '
                 'data set.')
         return target
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        # MMEngine loads with strict=False, where weights of another shape are
-        # a line in the log: the model would go on with a random classifier.
-        weight = state_dict.get(f'{prefix}fc.weight')
-        if weight is not None and weight.shape != self.fc.weight.shape:
-            raise ValueError(
-                f'The classifier of the checkpoint has {weight.shape[0]} '
-                f'classes and {weight.shape[1]} channels, that of the model '
-                f'{self.num_classes} and {self.in_channels}. Use a config '
-                'with the classes and the backbone that the checkpoint was '
-                'trained with. To train it on other classes use '
-                '`tools/train.py --finetune`, or load only its backbone, by '
-                "`init_cfg=dict(type='Pretrained', checkpoint=..., "
-                "prefix='backbone')` in `model.backbone`.")
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

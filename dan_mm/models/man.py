@@ -22,11 +22,11 @@ def refuse_batch_of_one(norm: nn.Module, batch_size: int, owner: str) -> None:
     # SyncBatchNorm counts the samples of all processes: not our business.
     if batch_size == 1 and norm.training and isinstance(norm, nn.BatchNorm1d):
         raise ValueError(
-            f'{owner} got a training batch of 1 picture, expected at least 2: '
-            'its BatchNorm takes statistics over the batch. Raise '
+            f'{owner} got a training batch of 1 image, expected at least 2: '
+            'BatchNorm takes its statistics over the batch. Raise '
             '`train_dataloader.batch_size`, or set '
-            '`train_dataloader.drop_last=True` if only the last batch of the '
-            'epoch has one picture.')
+            '`train_dataloader.drop_last=True` if only the last batch of an '
+            'epoch has one image.')
 
 
 class SpatialAttention(nn.Module):
@@ -198,15 +198,16 @@ class MAN(BaseModule):
                 of ``in_channels`` channels, or for a training batch of one.
         """
         x = self._to_map(feats)
-        refuse_batch_of_one(self.heads[0].channel[1], len(x), 'MAN')
+        refuse_batch_of_one(self.heads[0].channel[1], x.size(0), 'MAN')
         maps = self._attention_maps(x)
         # The raw vectors are sums over hundreds of channels, about 70 at
         # first: bfloat16 would lose 7 % of their spread over the heads.
         with torch.autocast(x.device.type, enabled=False):
             pooled = torch.einsum('bchw,bkhw->bkc', x.to(maps.dtype), maps) * (
                 self.map_scale / maps[0, 0].numel())
+            dtype = self.heads[0].channel[0].weight.dtype
             heads = torch.stack([
-                vector * head.channel(vector)
+                vector * head.channel(vector.to(dtype))
                 for head, vector in zip(self.heads, pooled.unbind(dim=1))
             ], 1)  # yapf: disable
         return x, heads
@@ -286,26 +287,3 @@ class MAN(BaseModule):
         tokens = tokens[:, self.num_extra_tokens:]
         return tokens.transpose(1, 2).reshape(batch_size, channels, height,
                                               width)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        # MMEngine loads with strict=False, where heads that are missing or
-        # left over are a line in the log: the model would go on with random
-        # heads, or without some that it was trained with.
-        found = {
-            key[len(prefix):].split('.')[1]
-            for key in state_dict if key.startswith(f'{prefix}heads.')
-        }
-        if found and len(found) != self.num_heads:
-            raise ValueError(
-                f'The checkpoint has {len(found)} attention heads, the model '
-                f'has {self.num_heads}. Set '
-                f'`model.neck.num_heads={len(found)}`.')
-        weight = state_dict.get(f'{prefix}heads.0.spatial.conv1x1.0.weight')
-        if weight is not None and weight.shape[1] != self.in_channels:
-            raise ValueError(
-                f'The attention heads of the checkpoint take '
-                f'{weight.shape[1]} channels, those of the model '
-                f'{self.in_channels}. Set '
-                f'`model.neck.in_channels={weight.shape[1]}`, with the '
-                'backbone that the checkpoint was trained with.')
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

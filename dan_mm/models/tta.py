@@ -9,7 +9,7 @@ from mmpretrain.structures import DataSample
 @MODELS.register_module()
 class AverageScoreTTA(AverageClsScoreTTA):
     """Test-time augmentation: the average of the scores of all versions of a
-    picture, and its label.
+    image, and its label.
 
     :class:`mmpretrain.models.AverageClsScoreTTA` leaves the label of the first
     version beside the average of the scores.

@@ -20,7 +20,7 @@ def case(channels, side=2, size=64, neck={}, refused=None, **backbone):
     Args:
         channels (int): The number of channels that it gives.
         side (int): The height and width of its map; 1 if it gives a vector.
-        size (int): The height and width of the picture.
+        size (int): The height and width of the images.
         neck (dict): What the neck needs besides ``in_channels``.
         refused (tuple): If it can't feed MAN: the error and what it says.
         **backbone: The arguments of the backbone.
@@ -188,7 +188,7 @@ def build(name, setting):
     return model
 
 
-def pictures_for(name, setting):
+def images_for(name, setting):
     channels = 1 if name == 'LeNet5' else 3
     return torch.rand(2, channels, setting['size'], setting['size'])
 
@@ -204,12 +204,12 @@ def test_feeds_the_heads_or_is_refused(name):
         error, message = setting['refused']
         with pytest.raises(error, match=message):
             model = build(name, setting)
-            model.loss(pictures_for(name, setting), data_samples)
+            model.loss(images_for(name, setting), data_samples)
         return
 
     model = build(name, setting).train()
-    pictures = pictures_for(name, setting)
-    losses = model.loss(pictures, data_samples)
+    images = images_for(name, setting)
+    losses = model.loss(images, data_samples)
     assert set(losses) == {'loss_cls', 'loss_affinity', 'loss_partition'}
     for key, value in losses.items():
         assert value.isfinite(), key
@@ -225,8 +225,8 @@ def test_feeds_the_heads_or_is_refused(name):
 
     model.eval()
     with torch.no_grad():
-        x, _ = model.extract_feat(pictures)
-        predictions = model.predict(pictures)
+        x, _ = model.extract_feat(images)
+        predictions = model.predict(images)
     assert x.shape == (2, setting['channels'], *[setting['side']] * 2)
     for prediction in predictions:
         assert prediction.pred_score.shape == (7, )
@@ -245,13 +245,13 @@ def test_the_table_has_no_other_names():
 def test_tokens_are_read_as_the_map_of_the_backbone(name, extra):
     setting = case(64, neck=dict(num_extra_tokens=extra), arch=TINY_VIT)
     model = build(name, setting).eval()
-    pictures = torch.rand(2, 3, 64, 64)
+    images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         model.backbone.out_type = 'featmap'
-        expected, _ = model.extract_feat(pictures)
+        expected, _ = model.extract_feat(images)
         model.backbone.out_type = 'raw'
-        x, _ = model.extract_feat(pictures)
+        x, _ = model.extract_feat(images)
         assert torch.equal(x, expected)
         model.neck.num_extra_tokens = 0
         with pytest.raises(ValueError, match='Set `neck.num_extra_tokens`'):
-            model.extract_feat(pictures)
+            model.extract_feat(images)
