@@ -8,14 +8,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # All cores: mmcv would use a part of them.
 export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo env lint test clean
+.PHONY: help demo env lint docs test clean
 
 help:
 	@echo 'make demo   train DAN and plain ResNet-18 on synthetic faces, in minutes,'
 	@echo '            and tell the expression of a portrait'
 	@echo 'make env    the environment .venv, with mmcv and its compiled ops'
-	@echo 'make test   that, the linters and the tests'
+	@echo 'make test   that, the linters, the documentation and the tests'
 	@echo 'make lint   the linters alone'
+	@echo 'make docs   the documentation alone, into site/'
 	@echo 'make clean  remove .venv'
 
 # Everything but MMDet, without a compiler.
@@ -46,7 +47,7 @@ env: .venv/ready
 .venv/ready: .venv/base
 	@command -v $${CXX:-c++} >/dev/null || { echo 'Found no C++ compiler, expected one to build the ops of mmcv. Install it, for example with: apt-get install build-essential'; exit 1; }
 	@# In isolation from torch, or from the cache of such a build, mmcv comes
-	@# without ops and says nothing.
+	@# silently without ops.
 	$(BIN)/python -c 'import torch, mmcv._ext' 2>/dev/null || { \
 		echo 'Building mmcv with its ops: 10 to 40 minutes on 2 cores.'; \
 		$(BIN)/python -m pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps $(MMCV); }
@@ -57,7 +58,10 @@ env: .venv/ready
 lint: env
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files --show-diff-on-failure
 
-test: env lint
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+test: env lint docs
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 clean:

@@ -8,7 +8,7 @@ from mmpretrain.structures import DataSample
 
 @MODELS.register_module()
 class AverageScoreTTA(AverageClsScoreTTA):
-    """Test-time augmentation: the average of the scores of all versions of a
+    """Test-time augmentation: the average of the scores of all views of an
     image, and its label.
 
     :class:`mmpretrain.models.AverageClsScoreTTA` leaves the label of the first
