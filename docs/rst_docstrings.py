@@ -16,7 +16,8 @@ def _to_block(match: re.Match) -> str:
 def to_markdown(text: str) -> str:
     """Translate the markup that docstrings of this project use."""
     text = re.sub(r'\.\. math::\n((?:\s+.*\n?)+?)(?=\n\S|\Z)', _to_block, text)
-    text = re.sub(r':math:`([^`]+)`', lambda match: f'<span>{convert(match[1])}</span>', text)
+    text = re.sub(r':math:`([^`]+)`',
+                  lambda match: f'<span>{convert(match[1])}</span>', text)
     text = re.sub(r':\w+:`~?(?:[\w.]+\.)?(\w+)`', r'`\1`', text)
     return re.sub(r'`([^`<]+?)\s+<([^`>]+)>`_', r'[\1](\2)', text)
 

@@ -49,11 +49,11 @@ def test_readme_is_a_front_door():
     text = read('README.md')
     assert len(text.split('\n')) <= 250
     order = [
-        text.index(part) for part in ('docs/images/', 'pip install',
-                                      'FERInferencer', 'dan-mm predict',
-                                      'accuracy', 'configs/dan_rafdb.py',
-                                      'serengil/deepface', '## More',
-                                      'Apache License', 'bibtex')
+        text.index(part)
+        for part in ('docs/images/', 'pip install', 'FERInferencer',
+                     'dan-mm predict', 'accuracy', 'configs/dan_rafdb.py',
+                     'serengil/deepface', '## More', 'Apache License',
+                     'bibtex')
     ]
     assert sorted(order) == order
 

@@ -13,6 +13,8 @@ custom_hooks = [
     dict(type='DescribeModelHook'),
     # Resumed training goes on as if it had not been interrupted.
     dict(type='EpochSeedHook'),
+    # Diverged training stops.
+    dict(type='FiniteLossHook'),
     # All processes evaluate with the same statistics of BatchNorm.
     dict(type='SyncBuffersHook'),
 ]

@@ -145,6 +145,7 @@ default_hooks = dict(
         rule='greater'))
 custom_hooks = [
     dict(type='mmpretrain.EpochSeedHook'),
+    dict(type='mmpretrain.FiniteLossHook'),
     dict(type='SyncBuffersHook'),
 ]
 visualizer = dict(type='FaceLocalVisualizer')

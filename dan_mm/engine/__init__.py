@@ -1,7 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 from .checkpoint_hook import AtomicCheckpointHook
 from .hooks import (ChannelsLastHook, CheckpointFitHook, ClassCheckHook,
-                    DescribeModelHook)
+                    DescribeModelHook, FiniteLossHook)
 from .launch import init_cpu_processes, leave_cpu_processes
 from .optim_wrapper import CPUAmpOptimWrapper
 from .seed_hook import EpochSeedHook
@@ -9,5 +9,6 @@ from .seed_hook import EpochSeedHook
 __all__ = [
     'AtomicCheckpointHook', 'CPUAmpOptimWrapper', 'ChannelsLastHook',
     'CheckpointFitHook', 'ClassCheckHook', 'DescribeModelHook',
-    'EpochSeedHook', 'init_cpu_processes', 'leave_cpu_processes'
+    'EpochSeedHook', 'FiniteLossHook', 'init_cpu_processes',
+    'leave_cpu_processes'
 ]

@@ -250,6 +250,65 @@ class ChannelsLastHook(Hook):
 
 
 @HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """Stop training where the loss is NaN or infinite, before a checkpoint is
+    saved.
+
+    Args:
+        interval (int): How many iterations apart it looks at the losses since
+            the last time, which waits for a GPU. It also looks at the end of
+            an epoch. Defaults to 50.
+    """
+
+    # Before the checkpoints are saved, which is VERY_LOW.
+    priority = 'LOW'
+
+    def __init__(self, interval: int = 50) -> None:
+        self.interval = interval
+        self.first_wrong = None
+
+    def after_train_iter(self,
+                         runner: Runner,
+                         batch_idx: int,
+                         data_batch: Optional[dict] = None,
+                         outputs: Optional[dict] = None) -> None:
+        """Note whether the loss is finite.
+
+        Args:
+            runner (Runner): The runner.
+            batch_idx (int): The iteration in the epoch.
+            data_batch (dict, optional): Not used. Defaults to None.
+            outputs (dict, optional): With the scalar ``loss``. Defaults to
+                None.
+        """
+        loss = outputs['loss'].detach()
+        # The number of the first iteration that is not finite, without
+        # waiting for it; 0 if there is none.
+        now = (~loss.isfinite()).long() * (runner.iter + 1)
+        if self.first_wrong is not None:
+            now = torch.where(self.first_wrong > 0, self.first_wrong, now)
+        self.first_wrong = now
+        if self.every_n_train_iters(runner, self.interval):
+            self._check(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Check the last iterations."""
+        self._check(runner)
+
+    def _check(self, runner: Runner) -> None:
+        """Raise an error for a loss that was not finite."""
+        iteration = int(self.first_wrong)
+        if iteration:
+            raise FloatingPointError(
+                f'The loss was NaN or infinite in iteration {iteration} '
+                f'(epoch {runner.epoch + 1}), expected a number: training has '
+                'diverged. Lower the rate, with `--cfg-options '
+                'optim_wrapper.optimizer.lr=`, or look for broken images; '
+                f'the checkpoints of earlier epochs in {runner.work_dir} are '
+                'good.')
+
+
+@HOOKS.register_module()
 class DescribeModelHook(Hook):
     """Put a description of the model and of its test pipeline into
     checkpoints, so that they can be used without their config: see
