@@ -18,7 +18,8 @@ from rich.progress import track
 
 from dan_mm.datasets.alignment import ALIGNMENT, LANDMARKS, REPORT, AlignFace
 from dan_mm.datasets.conversion import check_apart
-from .annotate import write_whole
+from dan_mm.files import (check_folder, from_cell, lock_folder, to_cell,
+                          write_bytes)
 from .faces import Face, FaceDetector
 from .find_model import find_model
 from .media import describe, list_images, read_image
@@ -29,6 +30,7 @@ HEADER = [
     *(f'{name.replace(" ", "_")}_{axis}' for name in LANDMARKS
       for axis in 'xy'), 'detail'
 ]
+TEXTS = 'path', 'crop', 'detail'
 # What happened to a picture
 ALIGNED, NO_FACE, BROKEN = 'aligned', 'no face', 'broken'
 IMPLAUSIBLE = 'implausible landmarks: look at this crop'
@@ -62,9 +64,17 @@ class Picture:
                                                                   extension)
 
 
-def check_crops_apart(pictures: List[Picture]) -> None:
-    """Refuse pictures whose crops would overwrite each other."""
+def check_crops_apart(pictures: List[Picture], src: str, dst: str) -> None:
+    """Refuse images whose crops would overwrite each other, or images."""
     paths: Dict[str, str] = {}
+    source = osp.join(osp.realpath(src), '')
+    for folder in {osp.dirname(picture.path) for picture in pictures}:
+        # Folders of the new tree may be links.
+        place = osp.join(osp.realpath(osp.join(dst, folder)), '')
+        if place.startswith(source):
+            raise ValueError(
+                f'The folder {osp.join(dst, folder)} to write to leads into '
+                f'{src}, expected one elsewhere. Give another folder.')
     for picture in pictures:
         crop = picture.crop_path(1, False)
         other = paths.setdefault(crop, picture.path)
@@ -107,6 +117,7 @@ def read_report(dst: str) -> Dict[str, List[dict]]:
             for row in csv.DictReader(file):
                 # The last line of a killed run may be a part of one.
                 if None not in row.values() and row['status'] != BROKEN:
+                    row.update((name, from_cell(row[name])) for name in TEXTS)
                     rows.setdefault(row['path'], []).append(row)
         # Or a part of the rows of a picture.
         rows.pop(next(reversed(rows), None), None)
@@ -118,7 +129,8 @@ def read_report(dst: str) -> Dict[str, List[dict]]:
     }
 
 
-def check_settings(dst: str, settings: dict) -> None:
+def check_settings(dst: str, settings: dict, pictures: List[Picture],
+                   several: bool) -> None:
     """Note the settings in the new tree, or compare them with its own."""
     path = osp.join(dst, ALIGNMENT)
     if osp.isfile(path):
@@ -130,7 +142,13 @@ def check_settings(dst: str, settings: dict) -> None:
                 f'{settings}, expected the same. Give the same options, or '
                 'another folder.')
         return
-    write_whole(path, json.dumps(settings).encode())
+    for picture in pictures:
+        crop = osp.join(dst, picture.crop_path(1, several))
+        if osp.lexists(crop):
+            raise FileExistsError(
+                f'{crop} exists, and was not written by this command: '
+                f'{path} is missing. Give an empty folder, or remove it.')
+    write_bytes(path, json.dumps(settings).encode())
 
 
 def load_ahead(pictures: List[Picture], pool: ThreadPoolExecutor,
@@ -187,7 +205,7 @@ def align_batch(batch: List[Tuple[Picture, Future]], detector: FaceDetector,
             path = picture.crop_path(number, rule == 'all')
             content = cv2.imencode(
                 osp.splitext(path)[1], crop, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
-            write_whole(osp.join(dst, path), content.tobytes())
+            write_bytes(osp.join(dst, path), content.tobytes())
             crops.append(path)
         for path, face in zip(crops, chosen):
             numbers = [*face.bbox, *face.keypoints.ravel()]
@@ -218,6 +236,7 @@ def run(args: argparse.Namespace, output: IO[str]) -> int:
             raise ValueError(
                 f'--{option.replace("_", "-")} got {getattr(args, option)}, '
                 'expected at least 1.')
+    check_folder(args.dst)
     check_apart(args.src, args.dst)
     files, others = list_images(args.src)
     if not files:
@@ -227,46 +246,65 @@ def run(args: argparse.Namespace, output: IO[str]) -> int:
     pictures = [
         Picture(args.src, osp.relpath(file, args.src)) for file in files
     ]
-    check_crops_apart(pictures)
+    check_crops_apart(pictures, args.src, args.dst)
     align = AlignFace(args.size, args.margin, args.interpolation)
     if args.like:
         align = align_like(args.like)
-    check_settings(args.dst, align.settings)
-    done = read_report(args.dst)
-    report = osp.join(args.dst, REPORT)
+    with lock_folder(args.dst):
+        check_settings(args.dst, align.settings, pictures, args.faces == 'all')
+        done = read_report(args.dst)
+        report = osp.join(args.dst, REPORT)
+        write_report(report, done)
+        if done:
+            print(
+                f'{len(done)} of {len(files)} images are done already.',
+                file=output)
+        remaining = [one for one in pictures if one.path not in done]
+        if remaining:
+            append_to_report(report, remaining, build_detector(args), align,
+                             args)
+        return summarize(report, others, output)
+
+
+def write_report(path: str, done: Dict[str, List[dict]]) -> None:
+    """Begin the report, with the rows of images that are done."""
     kept = io.StringIO()
     writer = csv.DictWriter(kept, HEADER)
     writer.writeheader()
-    writer.writerows(row for rows in done.values() for row in rows)
-    write_whole(report, kept.getvalue().encode('utf-8', 'surrogateescape'))
+    for rows in done.values():
+        for row in rows:
+            writer.writerow({
+                **row,
+                **{
+                    name: to_cell(row[name])
+                    for name in TEXTS
+                }
+            })
+    write_bytes(path, kept.getvalue().encode('utf-8', 'surrogateescape'))
 
-    pictures = [picture for picture in pictures if picture.path not in done]
-    if done:
-        print(
-            f'{len(files) - len(pictures)} of {len(files)} pictures are '
-            'done already.',
-            file=output)
-    if pictures:
-        detector = build_detector(args)
-        console = Console(stderr=True)
-        with ThreadPoolExecutor(args.workers) as pool, open(
-                report,
-                'a',
-                newline='',
-                encoding='utf-8',
-                errors='surrogateescape') as file:
-            writer = csv.writer(file)
-            batches = load_ahead(pictures, pool, args.batch_size)
-            for batch in track(
-                    batches,
-                    'Aligning',
-                    console=console,
-                    disable=not console.is_terminal,
-                    total=-(-len(pictures) // args.batch_size)):
-                writer.writerows(
-                    align_batch(batch, detector, align, args.dst, args.faces))
-                file.flush()
-    return summarize(report, others, output)
+
+def append_to_report(path: str, pictures: List[Picture],
+                     detector: FaceDetector, align: AlignFace,
+                     args: argparse.Namespace) -> None:
+    """Align images, and append their rows to the report."""
+    console = Console(stderr=True)
+    texts = [HEADER.index(name) for name in TEXTS]
+    with ThreadPoolExecutor(args.workers) as pool, open(
+            path, 'a', newline='', encoding='utf-8',
+            errors='surrogateescape') as file:
+        writer = csv.writer(file)
+        for batch in track(
+                load_ahead(pictures, pool, args.batch_size),
+                'Aligning',
+                console=console,
+                disable=not console.is_terminal,
+                total=-(-len(pictures) // args.batch_size)):
+            for row in align_batch(batch, detector, align, args.dst,
+                                   args.faces):
+                for column in texts:
+                    row[column] = to_cell(row[column])
+                writer.writerow(row)
+            file.flush()
 
 
 def align_like(model: str) -> AlignFace:
@@ -301,7 +339,7 @@ def summarize(report: str, others: List[str], output: IO[str]) -> int:
             report, newline='', encoding='utf-8',
             errors='surrogateescape') as file:
         rows = list(csv.DictReader(file))
-    status = {row['path']: row['status'] for row in rows}
+    status = {from_cell(row['path']): row['status'] for row in rows}
     counts = Counter(status.values())
     crops = [row for row in rows if row['status'] == ALIGNED]
     print(

@@ -1,12 +1,13 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import os
 import os.path as osp
-from typing import Optional, Sequence, Set, Tuple, Union
+from typing import Optional, Sequence, Set, Tuple
 
 import cv2
 import numpy as np
 
 from dan_mm.datasets.loading import prepare_image
+from dan_mm.files import write_bytes
 from .drawing import draw_faces
 from .inferencer import PictureResult
 from .media import Picture, Source, open_video
@@ -50,19 +51,26 @@ class AnnotatedWriter:
         self.number = 0
         self.video: Optional[cv2.VideoWriter] = None
         self.source: Optional[str] = None
-        place = osp.join(osp.realpath(out), '')
+        files = [item for item in sources if isinstance(item, str)]
+        # Folders of the new tree may be links.
+        places = {
+            osp.join(osp.realpath(osp.join(out, folder)), '')
+            for folder in {'', *(osp.dirname(self._relative(path))
+                                 for path in files)}
+        }  # yapf: disable
         for root in self.roots:
-            if place.startswith(osp.join(osp.realpath(root), '')):
+            if any(
+                    place.startswith(osp.join(osp.realpath(root), ''))
+                    for place in places):
                 raise ValueError(
-                    f'Got the folder {out} to write to, which is in {root}, '
-                    'expected one elsewhere: what is written there would be '
-                    'read the next time.')
-        for source in sources:
-            if isinstance(source,
-                          str) and osp.realpath(source).startswith(place):
+                    f'Got the folder {out} to write to, which leads into '
+                    f'{root}, expected one elsewhere: what is written there '
+                    'would be read the next time.')
+        for path in files:
+            if osp.realpath(path).startswith(tuple(places)):
                 raise ValueError(
-                    f'Got the folder {out} to write to, which has the input '
-                    f'{source}, expected another folder: it could be '
+                    f'Got the folder {out} to write to, which leads to the '
+                    f'input {path}, expected another folder: it could be '
                     'overwritten.')
 
     def __enter__(self) -> 'AnnotatedWriter':
@@ -95,22 +103,25 @@ class AnnotatedWriter:
         if picture.frame is None:
             self._close_video()
             path = self._path(picture.path, None)
-            write_whole(path, cv2.imencode(osp.splitext(path)[1], img)[1])
+            write_bytes(path, cv2.imencode(osp.splitext(path)[1], img)[1])
         else:
             if self.max_side:
                 img, _ = prepare_image(img, self.max_side)
             self._write_frame(picture, img)
+
+    def _relative(self, source: str) -> str:
+        """Get the place of a source in the new tree."""
+        for root in self.roots[::-1]:
+            if osp.abspath(source).startswith(osp.join(root, '')):
+                return osp.relpath(source, root)
+        return osp.basename(source)
 
     def _path(self, source: Optional[str], extension: Optional[str]) -> str:
         """Choose the path of a result, another one for each source."""
         if source is None:
             self.number += 1
             source = f'picture{self.number}.png'
-        relative = osp.basename(source)
-        for root in self.roots:
-            if osp.abspath(source).startswith(osp.join(root, '')):
-                relative = osp.relpath(source, root)
-        stem, own = osp.splitext(relative)
+        stem, own = osp.splitext(self._relative(source))
         if extension is None:
             extension = own if own.lower() in ('.jpg', '.jpeg',
                                                '.png') else '.png'
@@ -168,26 +179,3 @@ class AnnotatedWriter:
             raise OSError(f'The video {self.target} could not be written '
                           'whole. Check the space on the disk.')
         os.replace(self.partial, self.target)
-
-
-def write_whole(path: str, content: Union[bytes, np.ndarray]) -> None:
-    """Write a file that is whole or not there.
-
-    Args:
-        path (str): Its path; its folder is made.
-        content (bytes | ndarray): What is in it.
-
-    Raises:
-        OSError: If it can't be written, such as on a full disk.
-    """
-    os.makedirs(osp.dirname(path) or '.', exist_ok=True)
-    # The names of files have a limit of their own.
-    partial = osp.join(osp.dirname(path), f'.{os.getpid()}.partial')
-    try:
-        with open(partial, 'wb') as file:
-            file.write(content)
-        os.replace(partial, path)
-    except OSError:
-        if osp.exists(partial):
-            os.remove(partial)
-        raise

@@ -1,6 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """Facial expressions of images and videos."""
 import argparse
+import errno
 import os
 import sys
 from typing import Optional, Sequence
@@ -56,7 +57,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of the output has had enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except (ImportError, MemoryError, OSError, RuntimeError, TypeError,
             ValueError) as error:
@@ -64,5 +65,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if args.command in ('train', 'test') or getattr(
                 args, 'verbose', False):
             raise
+        if getattr(error, 'errno', None) == errno.ENOSPC:
+            error = ('The disk is full. Free space, and run the command '
+                     'again.')
+            _drop_output()
         print(f'dan-mm {args.command}: {error}', file=sys.stderr)
         return 2
+
+
+def _drop_output() -> None:
+    """Leave nothing to write when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

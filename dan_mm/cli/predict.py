@@ -14,6 +14,7 @@ import sys
 from contextlib import ExitStack
 from typing import IO, Dict, Iterable, List, Sequence
 
+from dan_mm.files import check_folder, check_result, open_result, to_cell
 from .output import add_verbose, results_only
 
 HELP = 'tell the expressions of the faces of images and videos'
@@ -96,12 +97,12 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
     from dan_mm.apis import FaceDetector, FERInferencer
     from dan_mm.apis.inferencer import printable
     from dan_mm.apis.media import count, expand
+    check_targets(args)
     inputs = [
         int(item) if item.isdecimal() and not osp.exists(item) else item
         for item in args.inputs
     ]
     sources = expand(inputs[0] if len(inputs) == 1 else inputs)
-    check_targets(args, sources)
     annotated = None
     if args.out:
         from dan_mm.apis.annotate import AnnotatedWriter
@@ -164,34 +165,24 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
     return int(bool(summary.errors))
 
 
-def check_targets(args: argparse.Namespace, sources: Sequence) -> None:
-    """Refuse files to write that are inputs, or can not be written."""
-    if args.json and args.json == args.csv:
-        raise ValueError(f'Got {args.json} for --json and --csv, expected two '
-                         'files.')
-    taken = {
-        osp.realpath(source)
-        for source in sources if isinstance(source, str)
-    }
-    for path in args.json, args.csv:
-        folder = osp.dirname(osp.abspath(path or ''))
-        if path and (osp.isdir(path) or not osp.isdir(folder)):
-            raise FileNotFoundError(
-                f'Can not write {path}, expected the path of a file in a '
-                f'folder that is there. Make {folder}, or give another path.')
-        if path and osp.realpath(path) in taken:
-            raise ValueError(f'Got {path} to write, which is an input, '
-                             'expected another file.')
+def check_targets(args: argparse.Namespace) -> None:
+    """Refuse files that can not be written, or are no earlier results."""
+    paths = []
+    for kind in 'json', 'csv':
+        path = getattr(args, kind)
+        if path and path != '-':
+            check_result(path, kind)
+            paths.append(osp.realpath(path))
+    if len(set(paths)) < len(paths) or args.json == args.csv == '-':
+        raise ValueError(f'Got {args.json} for --json and {args.csv} for '
+                         '--csv, expected two files.')
+    if args.out:
+        check_folder(args.out)
 
 
 def open_text(path: str, output: IO[str], stack: ExitStack) -> IO[str]:
     """Open a file to write, until the stack ends; - is the output."""
-    if path == '-':
-        return output
-    # Names of files may be no valid text.
-    return stack.enter_context(
-        open(
-            path, 'w', newline='', encoding='utf-8', errors='surrogateescape'))
+    return output if path == '-' else stack.enter_context(open_result(path))
 
 
 def _count(number: int, noun: str) -> str:
@@ -289,15 +280,19 @@ class CSVWriter:
         self.writer = csv.writer(file)
         self.writer.writerow([
             'path', 'frame', 'time', 'track', 'left', 'top', 'right', 'bottom',
-            'score', 'expression', *classes, 'landmarks_plausible', 'error'
+            'score', 'expression', *map(to_cell, classes),
+            'landmarks_plausible', 'error'
         ])
 
     def write(self, picture, result) -> None:
         """Write an image."""
+        path = result.path
         place = [
             '' if value is None else value
-            for value in (result.path, result.frame, result.time)
+            for value in (to_cell(path) if isinstance(path, str) else path,
+                          result.frame, result.time)
         ]
+        problem = to_cell(result.error or '')
         for face in result.faces:
             box = [''] * 4 if face.bbox is None else [
                 f'{value:.2f}' for value in face.bbox
@@ -305,12 +300,12 @@ class CSVWriter:
             self.writer.writerow([
                 *place, '' if face.track is None else face.track, *box,
                 '' if face.score is None else f'{face.score:.4f}',
-                face.expression, *(f'{face.scores[name]:.4f}'
-                                   for name in self.classes),
+                to_cell(face.expression), *(f'{face.scores[name]:.4f}'
+                                            for name in self.classes),
                 '' if face.landmarks_plausible is None else str(
-                    face.landmarks_plausible).lower(), result.error or ''
+                    face.landmarks_plausible).lower(), problem
             ])
         if not result.faces:
             blanks = [''] * (8 + len(self.classes))
-            self.writer.writerow([*place, *blanks, result.error or ''])
+            self.writer.writerow([*place, *blanks, problem])
         self.file.flush()

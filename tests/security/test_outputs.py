@@ -1,0 +1,359 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Nothing that was read or is a model is written to, and no output is half."""
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, draw_face
+
+from dan_mm import cli
+from dan_mm.apis import align_tree
+from dan_mm.apis.faces import Face
+from dan_mm.apis.orientation import UPRIGHT
+from dan_mm.files import atomic_write, from_cell, lock_folder, to_cell
+
+
+def stub(images):
+    """A detector that finds a face in the middle of each image."""
+    points = (40 * (UPRIGHT + 0.5) + 20).astype('f4')
+    return [[Face(np.array([20, 20, 60, 60], 'f4'), 0.99, points)]
+            for _ in images]
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / 'images'
+    (folder / 'sub').mkdir(parents=True)
+    for i in range(4):
+        name = f'{"sub/" if i % 2 else ""}{i}.png'
+        cv2.imwrite(str(folder / name), draw_face(i, 80))
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run `dan-mm` with a stub of the detector."""
+    monkeypatch.setattr(align_tree, 'build_detector', lambda _: stub)
+
+    def run(*arguments):
+        status = cli.main(list(map(str, arguments)))
+        _, error = capfd.readouterr()
+        assert 'Traceback' not in error
+        return status, error
+
+    return run
+
+
+def contents(folder):
+    return {
+        path: path.read_bytes()
+        for path in folder.rglob('*') if path.is_file()
+    }
+
+
+def refuse_predict(run, images, *options, match):
+    """What is refused changes and makes nothing, and loads no model."""
+    before = contents(images.parent)
+    folders = set(images.parent.rglob('*'))
+    status, error = run('predict', images, '--aligned', '--model', 'absent',
+                        *options)
+    assert status == 2 and match in error, error
+    assert contents(images.parent) == before
+    assert set(images.parent.rglob('*')) == folders
+
+
+@pytest.mark.parametrize('kind', ['json', 'csv'])
+@pytest.mark.parametrize('name', [
+    'epoch_2.pth', 'config.py', 'images/0.png', 'notes.txt', 'labels.csv',
+    'package.json'
+])
+def test_what_is_no_earlier_result_stays(run, images, name, kind):
+    path = images.parent / name
+    if not path.exists():
+        path.write_text('{"name": 1}' if name.endswith('json') else 'a,b')
+    refuse_predict(
+        run, images, f'--{kind}', path, match='is no earlier result')
+    link, hard = images.parent / 'link', images.parent / 'hard'
+    link.symlink_to(path)
+    os.link(path, hard)
+    for other in link, hard, f'{images.parent}/images/../{name}':
+        refuse_predict(
+            run, images, f'--{kind}', other, match='is no earlier result')
+
+
+def test_two_outputs_are_two_files(run, images, tmp_path):
+    (tmp_path / 'link').symlink_to(tmp_path / 'x')
+    for other in './x', tmp_path / 'link', 'x':
+        refuse_predict(
+            run,
+            images,
+            '--json',
+            os.path.relpath(tmp_path / 'x'),
+            '--csv',
+            tmp_path / other,
+            match='expected two files')
+    refuse_predict(
+        run, images, '--json', '-', '--csv', '-', match='expected two files')
+
+
+def test_folders_that_can_not_be_written_to(run, images, tmp_path):
+    refuse_predict(
+        run, images, '--csv', tmp_path / 'no/x.csv', match='a folder that')
+    refuse_predict(
+        run, images, '--csv', images, match='expected the path of a file')
+    (tmp_path / 'file').write_text('x')
+    for out in 'file', 'file/sub':
+        refuse_predict(
+            run, images, '--out', tmp_path / out, match='is no folder')
+    status, error = run('align', images, tmp_path / 'file/sub')
+    assert status == 2 and 'is no folder' in error
+
+
+def test_linked_folders_lead_to_no_input(run, images, tmp_path):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'sub').symlink_to(images / 'sub')
+    refuse_predict(run, images, '--out', out, match='leads in')
+    before = contents(images)
+    status, error = run('align', images, out)
+    assert status == 2 and 'expected' in error
+    (out / 'sub').unlink()
+    (images / 'deep/er/still').mkdir(parents=True)
+    shutil.copy(images / '0.png', images / 'deep/er/still/4.png')
+    (out / 'deep/er').mkdir(parents=True)
+    (out / 'deep/er/still').symlink_to(images / 'sub')
+    before = contents(images)
+    refuse_predict(run, images, '--out', out, match='leads in')
+    status, error = run('align', images, out)
+    assert status == 2 and 'leads into' in error
+    assert contents(images) == before
+
+
+def test_hard_links_lead_to_no_input(run, images, tmp_path):
+    out = tmp_path / 'out'
+    (out / 'sub').mkdir(parents=True)
+    for name in '0.png', 'sub/1.png':
+        os.link(images / name, out / name)
+    before = contents(images)
+    assert run('predict', images, '--aligned', '--out', out)[0] == 0
+    assert contents(images) == before
+    assert (out / '0.png').read_bytes() != before[images / '0.png']
+    # What another command made is not replaced.
+    status, error = run('align', images, out)
+    assert status == 2 and 'was not written by this command' in error
+    (out / 'alignment.json').write_text(
+        '{"size": 224, "margin": 0.1, "interpolation": "bilinear"}')
+    os.link(images / '2.png', tmp_path / 'more')
+    os.replace(tmp_path / 'more', out / '2.png')
+    assert run('align', images, out)[0] == 0
+    assert contents(images) == before
+
+
+def test_results_replace_earlier_ones_only_when_they_are_whole(
+        run, images, tmp_path, monkeypatch):
+    table, lines = tmp_path / 'x.csv', tmp_path / 'x.json'
+    options = ('--aligned', '--csv', table, '--json', lines)
+    assert run('predict', images, *options)[0] == 0
+    first = table.read_bytes(), lines.read_bytes()
+    assert len(lines.read_text().splitlines()) == 4
+    # An interrupted run leaves them, and what it has beside them.
+    add = cli.predict.Summary.add
+
+    def interrupt(summary, result):
+        add(summary, result)
+        if summary.images == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.predict.Summary, 'add', interrupt)
+        assert run('predict', images, *options)[0] == 130
+    assert (table.read_bytes(), lines.read_bytes()) == first
+    partial = (tmp_path / 'x.json.partial').read_text().splitlines()
+    assert [json.loads(line)['path'] for line in partial
+            ] == [json.loads(line)['path'] for line in lines.open()][:2]
+    assert run('predict', images, *options)[0] == 0
+    assert (table.read_bytes(), lines.read_bytes()) == first
+    assert not list(tmp_path.glob('*.partial'))
+
+
+@pytest.mark.parametrize('option', ['--csv', '--json'])
+def test_a_full_disk_is_an_error(run, images, option):
+    status, error = run('predict', images, '--aligned', option, '/dev/full')
+    assert status == 2 and 'disk is full' in error, error
+
+
+def test_a_full_standard_output_is_an_error(images):
+    process = subprocess.run(
+        f'{sys.executable} -m dan_mm predict {images} --aligned --csv - '
+        '> /dev/full',
+        shell=True,
+        cwd=ROOT,
+        text=True,
+        stderr=subprocess.PIPE)
+    assert process.returncode == 2, process.stderr
+    assert 'disk is full' in process.stderr
+    assert 'Traceback' not in process.stderr
+    assert 'Exception ignored' not in process.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(disk)]
+    if shutil.which('mount') is None or subprocess.run(
+            mount, capture_output=True).returncode:
+        pytest.skip('may not mount a small disk')
+    yield disk
+    subprocess.run(['umount', str(disk)], check=True)
+
+
+def test_a_full_disk_leaves_what_was_there(run, images, small_disk):
+    table = small_disk / 'x.csv'
+    assert run('predict', images, '--aligned', '--csv', table)[0] == 0
+    before = table.read_bytes()
+    (small_disk / 'fill').write_bytes(b'x' * (60 << 10))
+    for options in (['--csv', table], ['--json', small_disk / 'x.json'],
+                    ['--out', small_disk / 'out']):
+        many = [images / '0.png'] * 60
+        status, error = run('predict', *many, '--aligned', *options)
+        assert status == 2 and 'disk is full' in error, (options, error)
+        assert table.read_bytes() == before
+    status, error = run('align', images, small_disk / 'faces', '--size', 300)
+    assert status == 2 and 'disk is full' in error, error
+
+
+def rows_of(path):
+    with open(path, newline='') as file:
+        return sorted(map(tuple, csv.reader(file)))
+
+
+def test_two_aligns_into_one_folder(run, images, tmp_path):
+    out = tmp_path / 'out'
+    with lock_folder(str(out)):
+        code = 'import sys; from dan_mm import cli; sys.exit(cli.main())'
+        process = subprocess.run(
+            [sys.executable, '-c', code, 'align', images, out],
+            cwd=ROOT,
+            text=True,
+            stderr=subprocess.PIPE)
+        assert process.returncode == 2
+        assert 'Another process writes to' in process.stderr
+        assert not list(out.iterdir())
+    assert run('align', images, out)[0] == 0
+    assert len(rows_of(out / 'faces.csv')) == 5
+    assert run('align', images, out)[0] == 0
+    assert len(rows_of(out / 'faces.csv')) == 5
+
+
+ALIGN = '''
+import sys, time
+sys.path[:0] = {paths!r}
+from test_outputs import stub
+from dan_mm import cli
+from dan_mm.apis import align_tree
+
+def slow(images):
+    time.sleep(0.02)
+    return stub(images)
+
+align_tree.build_detector = lambda _: slow
+print('ready', flush=True)
+sys.exit(cli.main(['align', {src!r}, {dst!r}, '--batch-size', '1']))
+'''
+
+
+@pytest.mark.slow
+def test_killed_aligns_resume(images, tmp_path):
+    """Killed at any moment and run again, each image has one row."""
+    for i in range(4, 40):
+        shutil.copy(images / '0.png', images / f'{i}.png')
+    rng = random.Random(0)
+
+    def start(dst):
+        code = ALIGN.format(
+            paths=[ROOT, f'{ROOT}/tests', f'{ROOT}/tests/security'],
+            src=str(images),
+            dst=str(dst))
+        process = subprocess.Popen([sys.executable, '-c', code],
+                                   cwd=ROOT,
+                                   text=True,
+                                   stdout=subprocess.PIPE,
+                                   stderr=subprocess.DEVNULL)
+        assert 'ready\n' in iter(process.stdout.readline, '')
+        return process
+
+    assert start(tmp_path / 'whole').wait() == 0
+    killed = 0
+    for kind in signal.SIGKILL, signal.SIGTERM, signal.SIGINT:
+        for _ in range(3):
+            process = start(tmp_path / 'killed')
+            time.sleep(rng.uniform(0, 0.5))
+            process.send_signal(kind)
+            killed += process.wait() != 0
+    assert killed >= 3
+    assert start(tmp_path / 'killed').wait() == 0
+    assert rows_of(tmp_path / 'killed/faces.csv') == rows_of(
+        tmp_path / 'whole/faces.csv')
+    for name in '0.png', 'sub/1.png', '39.png':
+        assert (tmp_path / 'killed' / name).read_bytes() == (
+            tmp_path / 'whole' / name).read_bytes()
+
+
+@pytest.mark.parametrize('name', [
+    '=1+1.png', '+1.png', '-1.png', '@a.png', "'a.png", '\t1.png', '\r1.png'
+])
+def test_no_cell_is_a_formula(run, tmp_path, monkeypatch, name):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    cv2.imwrite(str(folder / 'a.png'), draw_face(0, 80))
+    (folder / 'a.png').rename(folder / name)
+    (folder / name.replace('.', '2.')).write_bytes(b'broken')
+    monkeypatch.chdir(folder)
+    run('predict', './' + name, '--aligned', '--csv', tmp_path / 'x.csv')
+    run('align', folder, tmp_path / 'out')
+    for _ in range(2):
+        run('align', folder, tmp_path / 'out')
+        with open(tmp_path / 'out/faces.csv', newline='') as file:
+            rows = list(csv.DictReader(file))
+        assert sorted(from_cell(row['path']) for row in rows) == sorted(
+            [name, name.replace('.', '2.')])
+        for row in rows:
+            assert row['path'][0] == "'" and row['crop'][:1] in ("'", '')
+
+
+def test_cells():
+    for text in '=1', '+1', '-1', '@x', '\tx', '\rx', "'x", "''=":
+        assert to_cell(text) == f"'{text}" and from_cell(to_cell(text)) == text
+    for text in '', 'a=1', 'ü':
+        assert to_cell(text) == text == from_cell(text)
+
+
+def test_atomic_writes(tmp_path):
+    path = tmp_path / 'sub/x'
+    with atomic_write(str(path)) as temporary:
+        assert not path.exists()
+        open(temporary, 'w').write('new')
+    assert path.read_text() == 'new'
+    with pytest.raises(ZeroDivisionError):
+        with atomic_write(str(path)) as temporary:
+            open(temporary, 'w').write('half')
+            1 / 0
+    assert path.read_text() == 'new'
+    assert [file.name for file in path.parent.iterdir()] == ['x']
+    # A planted link is not followed.
+    victim = tmp_path / 'victim'
+    victim.write_text('whole')
+    (path.parent / 'x.partial').symlink_to(victim)
+    with atomic_write(str(path), keep_partial=True) as temporary:
+        open(temporary, 'w').write('newer')
+    assert victim.read_text() == 'whole' and path.read_text() == 'newer'
