@@ -20,8 +20,8 @@ help:
 	@echo 'make clean  remove .venv'
 
 # Everything but MMDet, without a compiler.
-.venv/base: setup.py Makefile
-	@$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Found Python {v[0]}.{v[1]}, expected 3.10, 3.11 or 3.12. Install one and run: make clean, make PYTHON=python3.12 $(MAKECMDGOALS)")'
+.venv/base: setup.py dan_mm/version.py Makefile
+	@$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -c 'import runpy, sys; table = runpy.run_path("dan_mm/version.py"); low, high = table["PYTHON"]; found = ".".join(map(str, sys.version_info[:2])); sys.exit(None if table["fits"](found, low, high) else f"Found Python {found}, expected >={low},<{high}. Install one and run: make clean, make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	@# An environment made by an interrupted run is completed, not made anew.
 	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip .venv || { \
 		echo 'Found no venv in $(PYTHON), expected it. Install it, for example with: apt-get install python3-venv'; exit 1; }
@@ -30,9 +30,10 @@ help:
 	$(BIN)/python -m pip install --upgrade pip 'setuptools<82' wheel ninja
 	$(BIN)/python -m pip install $(TORCH)
 	@# Built apart from torch it has no compiled ops: not for pip's cache,
-	@# where the detector would find it.
+	@# where the detector would find it. Its dependencies are ours, but for
+	@# their bounds.
 	$(BIN)/python -m pip show --quiet onedl-mmcv 2>/dev/null || \
-		$(BIN)/python -m pip install --no-cache-dir $(MMCV)
+		$(BIN)/python -m pip install --no-cache-dir --no-deps $(MMCV)
 	$(BIN)/python -m pip install -e .
 	@$(BIN)/python -c 'import cv2' || { echo 'OpenCV does not load, for the reason above. It needs two libraries of the system: apt-get install libgl1 libglib2.0-0'; exit 1; }
 	@touch $@

@@ -1,12 +1,14 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import os
-import re
+import runpy
 import shutil
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-with open('dan_mm/version.py') as file:
-    version = re.search(r"__version__ = '(.+)'", file.read())[1]
+# Importing dan_mm would look for what is not installed yet.
+version = runpy.run_path('dan_mm/version.py')
+low, high = version['PYTHON']
+requirement = version['requirement']
 with open('README.md', encoding='utf-8') as file:
     readme = file.read()
 
@@ -27,46 +29,39 @@ class BuildWithConfigs(build_py):
 
 setup(
     name='dan-mm',
-    version=version,
+    version=version['__version__'],
     description='DAN, facial expression recognition, as an MMPretrain plugin',
     long_description=readme,
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     classifiers=[
         'Programming Language :: Python :: 3',
-        'Programming Language :: Python :: 3.10',
-        'Programming Language :: Python :: 3.11',
-        'Programming Language :: Python :: 3.12',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['dan_mm', 'dan_mm.*']),
     package_data={'dan_mm': ['weights/*.pth']},
     entry_points=dict(console_scripts=['dan-mm=dan_mm.cli:main']),
     cmdclass=dict(build_py=BuildWithConfigs),
-    python_requires='>=3.10,<3.13',
+    python_requires=f'>={low},<{high}',
     install_requires=[
-        # Older ones can run code from weights-only files (CVE-2025-32434);
-        # mmcv's sources do not compile with newer ones.
-        'torch>=2.6,<2.13',
+        requirement('torch'),
         'torchvision',
         'numpy',
-        'opencv-python',
+        requirement('cv2'),
         'pi-heif',
         # its wheels read AVIF from there on
         'pillow>=11.3',
         'rich',
         'scikit-learn',
         'scipy',
-        # the maintained forks of the OpenMMLab packages
-        'onedl-mmcv>=2.3.6,<2.4',
-        'onedl-mmengine>=0.10.12,<1',
-        'onedl-mmpretrain>=1.3.6,<2',
+        requirement('mmcv'),
+        requirement('mmengine'),
+        requirement('mmpretrain'),
     ],
     extras_require=dict(
         demo=['scikit-image'],
         # to train and evaluate the face detector; mmcv with compiled ops, too
-        detection=['onedl-mmdetection>=3.5.1,<4'],
-        deploy=['onnx', 'onnxruntime'],
+        detection=[requirement('mmdet')],
         web=['gradio>=6.31,<7'],
         dev=[
             # dlib's ResNet, and dlib to compare with it

@@ -1,21 +1,32 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import re
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Tuple
 
 __version__ = '0.1.0'
-# The first version that fits, and the first that does not any more.
+# The only table of versions: setup.py and the Makefile read it. Each pair is
+# the first version that fits and the first that does not.
 PYTHON = ('3.10', '3.13')
-# Module, distribution to install, and the same. The maintained forks and the
-# upstream packages have the same modules and versions.
-VERSIONS = (
-    ('torch', 'torch', '2.6.0', '2.13.0'),
-    ('mmengine', 'onedl-mmengine', '0.10.0', '1.0.0'),
-    ('mmcv', 'onedl-mmcv', '2.0.0', '2.4.0'),
-    ('mmpretrain', 'onedl-mmpretrain', '1.2.0', '2.0.0'),
-)
-# For dan_mm.detection alone
-MMDET = ('mmdet', 'onedl-mmdetection', '3.0.0', '4.0.0')
+# Module: distribution, and its versions.
+VERSIONS = dict(
+    # Older ones can run code from weights-only files (CVE-2025-32434);
+    # mmcv's sources do not compile with newer ones.
+    torch=('torch', '2.6', '2.13'),
+    # 4.10 is the first for NumPy 2, 4.12 the last for MMDetection's imaug.
+    cv2=('opencv-python', '4.10', '4.13'),
+    # the maintained forks of the OpenMMLab packages
+    mmengine=('onedl-mmengine', '0.10.12', '1'),
+    mmcv=('onedl-mmcv', '2.3.6', '2.4'),
+    mmpretrain=('onedl-mmpretrain', '1.3.6', '2'),
+    mmdet=('onedl-mmdetection', '3.5.1', '4'))
+# What a wrong version of is refused at import
+REQUIRED = ('torch', 'mmengine', 'mmcv', 'mmpretrain')
+
+
+def requirement(module: str) -> str:
+    """The requirement for pip that a module of the table comes from."""
+    package, low, high = VERSIONS[module]
+    return f'{package}>={low},<{high}'
 
 
 def digits(version: str) -> Tuple[int, ...]:
@@ -25,22 +36,32 @@ def digits(version: str) -> Tuple[int, ...]:
     return tuple(numbers + [0] * 3)[:3]
 
 
+def fits(version: str, low: str, high: str) -> bool:
+    """Whether a version is in ``[low, high)``."""
+    return digits(low) <= digits(version) < digits(high)
+
+
+def installed(package: str) -> str:
+    """The version of an installed distribution, or an empty string."""
+    try:
+        return version(package) or ''
+    # Missing, or the remains of an interrupted pip in many forms
+    except Exception:
+        return ''
+
+
 def check_versions() -> None:
-    """Check the installed versions, without an import of any package.
+    """Check the installed versions, without importing any package.
 
     Raises:
-        ImportError: If one does not fit. One that is missing is left to its
-            import.
+        ImportError: If one does not fit. A missing one is left to its import.
     """
-    for module, package, minimum, maximum in VERSIONS:
+    for module in REQUIRED:
+        package, low, high = VERSIONS[module]
         for name in {package, module}:
-            try:
-                found = version(name)
-            except PackageNotFoundError:
-                continue
-            if not digits(minimum) <= digits(found) < digits(maximum):
+            found = installed(name)
+            if found and not fits(found, low, high):
                 raise ImportError(
-                    f'dan_mm found {name} {found}, expected '
-                    f'>={minimum},<{maximum}. Install one with `pip install '
-                    f'"{package}>={minimum},<{maximum}"`; `dan-mm doctor` '
-                    'examines all of them.')
+                    f'dan_mm found {name} {found}, expected >={low},<{high}. '
+                    f'Install it with `pip install "{requirement(module)}"`. '
+                    '`dan-mm doctor` checks the whole installation.')

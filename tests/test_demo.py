@@ -155,6 +155,8 @@ def test_dan_says_what_to_train_first(tmp_path, monkeypatch):
 def test_another_python_is_refused_with_a_sentence(tmp_path):
     shutil.copy(f'{ROOT}/Makefile', tmp_path)
     (tmp_path / 'setup.py').touch()
+    (tmp_path / 'dan_mm').mkdir()
+    shutil.copy(f'{ROOT}/dan_mm/version.py', tmp_path / 'dan_mm')
     python = tmp_path / 'python3.9'
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -c '
                       "'import sys; sys.version_info = (3, 9, 1); "
@@ -165,7 +167,7 @@ def test_another_python_is_refused_with_a_sentence(tmp_path):
                              capture_output=True,
                              text=True)
     assert process.returncode != 0
-    assert 'Found Python 3.9, expected 3.10, 3.11 or 3.12. Install one and ' \
+    assert 'Found Python 3.9, expected >=3.10,<3.13. Install one and ' \
         'run: make clean, make PYTHON=python3.12 demo' in process.stderr
     assert not (tmp_path / '.venv').exists()
 

@@ -1,4 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+from ..version import requirement
+
 try:
     import mmcv._ext  # noqa: F401
     import mmdet  # noqa: F401
@@ -9,8 +11,8 @@ except ImportError as error:
         'fails, expected mmdet and an mmcv with compiled ops: run `make env` '
         'in a clone of dan_mm, or, in an environment that has torch and '
         'ninja, `pip install --no-build-isolation --no-cache-dir '
-        '--force-reinstall --no-deps "onedl-mmcv>=2.3.6,<2.4"` and `pip '
-        'install "onedl-mmdetection>=3.5.1,<4"`.') from error
+        f'--force-reinstall --no-deps "{requirement("mmcv")}"` and `pip '
+        f'install "{requirement("mmdet")}"`.') from error
 
 from ..models.retinaface_weights import convert, get_checkpoint
 from .data_preprocessor import FaceDataPreprocessor
