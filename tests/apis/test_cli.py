@@ -399,7 +399,7 @@ def test_what_needs_nothing_imports_nothing():
 
 
 def test_commands_and_their_errors(capsys):
-    for command, word in (('align', '--margin'), ('doctor', 'mend')):
+    for command, word in (('align', '--margin'), ('doctor', 'fix')):
         with pytest.raises(SystemExit) as error:
             cli.main([command, '--help'])
         assert error.value.code == 0
