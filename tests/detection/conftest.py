@@ -1,10 +1,11 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-import runpy
 from copy import deepcopy
 
 import pytest
+import torch
 from conftest import ROOT, shared
 from mmengine.registry import DefaultScope
+from retinaface_reference import RetinaFace
 
 MOBILENET = 'configs/retinaface/retinaface_mobilenet0.25_widerface.py'
 
@@ -18,9 +19,12 @@ def mmpretrain_scope():
 
 @pytest.fixture(scope='session')
 def original():
-    """The baseline of the benchmark: a plain RetinaFace."""
-    return runpy.run_path(
-        f'{ROOT}/tools/analysis_tools/benchmark_retinaface.py')
+    """The reference with the public weights."""
+    network = RetinaFace().eval()
+    path = shared('weights', 'retinaface_mobilenet0.25.pth')
+    network.load_state_dict(
+        torch.load(path, map_location='cpu', weights_only=True))
+    return network
 
 
 @pytest.fixture(scope='session')

@@ -1,7 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """The faces of photographs, with a detector of MMDet."""
 import csv
-import runpy
 from glob import glob
 
 import cv2
@@ -11,6 +10,7 @@ from conftest import ROOT, shared
 from mmengine.registry import DefaultScope
 from PIL import Image
 
+from dan_mm import cli
 from dan_mm.apis import FaceDetector
 
 CONFIG = f'{ROOT}/configs/retinaface/retinaface_mobilenet0.25_widerface.py'
@@ -75,9 +75,8 @@ def test_align_faces(checkpoint, tmp_path, capsys):
     (src / 'truncated.png').write_bytes(whole[:-20000])
     (src / 'empty.jpg').write_bytes(b'')
 
-    main = runpy.run_path(
-        f'{ROOT}/tools/dataset_converters/align_faces.py')['main']
-    code = main([
+    code = cli.main([
+        'align',
         str(src),
         str(dst), '--config', CONFIG, '--checkpoint', checkpoint, '--size',
         '96'

@@ -1,5 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import json
+import runpy
 import subprocess
 import sys
 from copy import deepcopy
@@ -7,6 +8,7 @@ from copy import deepcopy
 import cv2
 import numpy as np
 import pytest
+import retinaface_reference
 import torch
 from conftest import ROOT, shared
 from mmdet.apis import inference_detector
@@ -113,16 +115,10 @@ def test_equals_the_original(detector, name):
 @torch.no_grad()
 def test_every_anchor_equals_a_plain_implementation(detector, original):
     """On a picture whose sides no stride divides."""
-    network = original['OriginalRetinaFace']().eval()
-    network.load_state_dict(
-        torch.load(
-            shared('weights', 'retinaface_mobilenet0.25.pth'),
-            map_location='cpu',
-            weights_only=True))
     img = cv2.imread(shared('data', 'group_photo', 'solvay_1927.jpg'))
     img = img[400:701, 200:611]
-    boxes, scores, landmarks = network(normalized(img))
-    bboxes, points = original['original_decode'](boxes[0], landmarks[0],
+    boxes, scores, landmarks = original(normalized(img))
+    bboxes, points = retinaface_reference.decode(boxes[0], landmarks[0],
                                                  *img.shape[:2])
     found = predict_raw(detector, normalized(img))[0]
     assert len(found) == 2 * (38 * 52 + 19 * 26 + 10 * 13) == len(bboxes)
@@ -130,7 +126,7 @@ def test_every_anchor_equals_a_plain_implementation(detector, original):
     assert np.abs(found.keypoints.flatten(1).numpy() - points).max() < 1e-2
     assert (found.scores - scores[0, :, 1]).abs().max() < 1e-6
 
-    expected = original['original_detect'](network, img)
+    expected = retinaface_reference.detect(original, img)
     found = inference_detector(detector, img).pred_instances
     # Those below may be on either side of the threshold.
     expected = expected[expected[:, 4] > 0.021]
@@ -577,20 +573,19 @@ def test_preprocessing(shapes, training):
 
 def test_benchmark_compares_equal_detectors(original, tmp_path, capsys):
     source = shared('weights', 'retinaface_mobilenet0.25.pth')
-    network = original['OriginalRetinaFace']().eval()
-    network.load_state_dict(
-        torch.load(source, map_location='cpu', weights_only=True))
-    detect = original['build_ours']('retinaface_mobilenet0.25', source,
-                                    str(tmp_path))
+    tool = runpy.run_path(
+        f'{ROOT}/tools/analysis_tools/benchmark_retinaface.py')
+    detect = tool['build_ours']('retinaface_mobilenet0.25', source)
     path = shared('data', 'faces_london', '001_neutral.jpg')
     img = cv2.imread(path)[150:500, 200:450]
-    expected, found = original['original_detect'](network, img), detect(img)
+    expected = retinaface_reference.detect(original, img)
+    found = detect(img)
     assert expected[0, 4] > 0.9
     assert np.abs(expected[0] - found[0]).max() < 1e-2
 
     cv2.imwrite(str(tmp_path / 'face.png'), img)
     threads = torch.get_num_threads()
-    original['main']([
+    tool['main']([
         str(tmp_path / 'face.png'), '--weights', source, '--repeat', '1',
         '--threads', '1'
     ])

@@ -8,6 +8,7 @@ from conftest import ROOT, shared
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from retinaface_reference import MobileNet, RetinaFace
 
 from dan_mm.models import retinaface_weights as weights
 from dan_mm.models.retinaface_weights import WEIGHTS, get_checkpoint
@@ -52,8 +53,8 @@ def shake(module):
     pytest.param('retinaface_r50', marks=pytest.mark.slow)
 ])
 @pytest.mark.parametrize('prefix', ['', 'module.'])
-def test_converts_detectors(convert, original, name, prefix):
-    network = shake(original['OriginalRetinaFace'](name))
+def test_converts_detectors(convert, name, prefix):
+    network = shake(RetinaFace(name))
     source = {
         prefix + key: value
         for key, value in network.state_dict().items()
@@ -81,8 +82,8 @@ def test_converts_detectors(convert, original, name, prefix):
 
 
 @torch.no_grad()
-def test_converts_the_backbone(convert, original):
-    network = shake(original['OriginalMobileNet']())
+def test_converts_the_backbone(convert):
+    network = shake(MobileNet())
     classifier = torch.nn.Linear(256, 1000).state_dict()
     source = {**network.state_dict(), 'fc.weight': classifier['weight']}
     converted = convert(
@@ -117,8 +118,8 @@ def test_training_starts_from_the_backbone(convert, tmp_path):
         assert torch.equal(state_dict[key], value), key
 
 
-def test_refuses_other_weights(convert, original, tmp_path):
-    source = original['OriginalRetinaFace']().state_dict()
+def test_refuses_other_weights(convert, tmp_path):
+    source = RetinaFace().state_dict()
     renamed = dict(source)
     renamed['fpn.merge3.0.weight'] = renamed.pop('ssh2.conv5X5_1.0.weight')
     with pytest.raises(
