@@ -27,7 +27,7 @@ from .tracking import FaceTracker
 
 # Pictures are taken together until they have that many pixels.
 MAX_PIXELS = 2**25
-# What tools/dataset_converters/align_faces.py writes, if nothing else is known
+# What `dan-mm align` writes, if nothing else is known
 ALIGNMENT = dict(size=224, margin=0.1)
 SYNTHETIC = ('This model knows synthetic faces only: what it says about '
              'photographs means nothing. Train one on photographs.')

@@ -3,7 +3,6 @@
 crops."""
 import argparse
 import os
-from typing import Optional, Sequence
 
 from .output import add_verbose, results_only
 
@@ -72,13 +71,3 @@ def run(args: argparse.Namespace) -> int:
     with results_only(args.verbose) as output:
         from dan_mm.apis.align_tree import run
         return run(args, output)
-
-
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run ``tools/dataset_converters/align_faces.py``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(str(error))

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from tempfile import TemporaryDirectory
-from typing import IO, Optional, Sequence
+from typing import IO
 
 from .output import add_verbose, results_only
 
@@ -117,10 +117,3 @@ def serve(args: argparse.Namespace, output: IO[str]) -> None:
         file=output,
         flush=True)
     page.block_thread()
-
-
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Run ``tools/demo/web_demo.py``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    run(parser.parse_args(argv))

@@ -12,8 +12,8 @@ from mmpretrain.registry import TRANSFORMS
 TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [
     56.0252, 71.7366
 ], [41.5493, 92.3655], [70.7299, 92.2041]]) / 112
-# The files that tools/dataset_converters/align_faces.py puts beside the faces:
-# how it aligned them, and what happened to each picture.
+# The files that `dan-mm align` puts beside the faces: how it aligned them, and
+# what happened to each image.
 ALIGNMENT, REPORT = 'alignment.json', 'faces.csv'
 # OpenCV can not warp a picture with a longer side.
 MAX_WARP = 2**15 - 1

@@ -135,9 +135,9 @@ class FERDataset(BaseDataset):
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f'{type(self).__name__} can not read {path} ({error}), '
-                'expected the size, margin and interpolation that '
-                'tools/dataset_converters/align_faces.py writes. Align the '
-                'pictures again, or remove the file.') from error
+                'expected the size, margin and interpolation that `dan-mm '
+                'align` writes. Align the images again, or remove the file.'
+            ) from error
 
     def _match_classes(self, targets: tuple) -> None:
         name = type(self).__name__

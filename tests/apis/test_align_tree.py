@@ -4,13 +4,13 @@ import csv
 import hashlib
 import json
 import os
-import runpy
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, draw_face, is_crop
+from conftest import draw_face, is_crop
 
+from dan_mm import cli
 from dan_mm.apis import align_tree
 from dan_mm.apis.faces import Face
 from dan_mm.apis.orientation import UPRIGHT
@@ -57,14 +57,14 @@ def picture(number, faces):
 
 @pytest.fixture
 def tool(monkeypatch):
-    main = runpy.run_path(
-        f'{ROOT}/tools/dataset_converters/align_faces.py')['main']
 
     def run(*arguments, detector=None):
         detector = detector or Stub()
         monkeypatch.setattr(align_tree, 'build_detector', lambda _: detector)
-        code = main([*map(str, arguments), '--size', str(SIZE)])
-        return code, detector
+        args = cli.parse_args(
+            ['align', *map(str, arguments), '--size',
+             str(SIZE)])
+        return cli.align.run(args), detector
 
     return run
 
@@ -182,17 +182,17 @@ def test_a_rerun_goes_on(tool, tree, tmp_path):
 
 def test_other_settings_are_refused(tool, tree, tmp_path):
     tool(tree, tmp_path / 'dst')
-    with pytest.raises(SystemExit, match="'margin': 0.1.*'margin': 0.3"):
+    with pytest.raises(ValueError, match="'margin': 0.1.*'margin': 0.3"):
         tool(tree, tmp_path / 'dst', '--margin', 0.3)
 
 
 def test_refusals(tool, tree, tmp_path):
-    with pytest.raises(SystemExit, match='no folder .*/nowhere'):
+    with pytest.raises(FileNotFoundError, match='no folder .*/nowhere'):
         tool(tmp_path / 'nowhere', tmp_path / 'dst')
-    with pytest.raises(SystemExit, match='neither to be in the other'):
+    with pytest.raises(ValueError, match='neither to be in the other'):
         tool(tree, tree / 'faces')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(SystemExit, match='no picture by its extension'):
+    with pytest.raises(ValueError, match='no picture by its extension'):
         tool(tmp_path / 'empty', tmp_path / 'dst')
 
 
@@ -219,7 +219,7 @@ def test_crops_that_would_overwrite_each_other(tool, tmp_path):
     src.mkdir()
     for name in 'a.bmp', 'a.bmp.png':
         cv2.imwrite(str(src / name), picture(0, 1))
-    with pytest.raises(SystemExit, match="both be 'a.bmp.png', expected"):
+    with pytest.raises(ValueError, match="both be 'a.bmp.png', expected"):
         tool(src, tmp_path / 'dst')
     assert not list(tmp_path.glob('dst/*.png'))
     (src / 'a.bmp').rename(src / 'b.bmp')

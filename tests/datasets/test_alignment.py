@@ -226,7 +226,7 @@ def test_data_sets_note_the_alignment(tmp_path):
         size=64, margin=0.1, interpolation='bicubic')
     for text in '{"size": -1}', '[1]', '{"x": 1}', '{':
         path.write_text(text)
-        with pytest.raises(ValueError, match='alignment.json.*align_faces.py'):
+        with pytest.raises(ValueError, match='alignment.json.*dan-mm align'):
             DATASETS.build(folder)
 
 

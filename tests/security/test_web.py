@@ -452,8 +452,7 @@ def test_it_ends_on_signals(tmp_path, number, busy):
         state_dict={'a': torch.zeros(1)},
         meta=dict(model=dict(), dataset_meta=5, test_pipeline=5))
 ])
-@pytest.mark.parametrize('tool', [False, True])
-def test_malformed_checkpoints(tmp_path, monkeypatch, capsys, content, tool):
+def test_malformed_checkpoints(tmp_path, monkeypatch, capsys, content):
     # What is of the process stays as it was.
     monkeypatch.setattr(cli.web.signal, 'signal', lambda *_: None)
     monkeypatch.setenv('GRADIO_TEMP_DIR', '')
@@ -464,9 +463,7 @@ def test_malformed_checkpoints(tmp_path, monkeypatch, capsys, content, tool):
         torch.save(content, path)
     status, error = None, ''
     try:
-        # The same as tools/demo/web_demo.py and dan-mm web
-        status = cli.web.main([str(path)]) if tool else cli.main(
-            ['web', str(path)])
+        status = cli.main(['web', str(path)])
     except SystemExit as exit:
         status, error = exit.code, str(exit)
     error += capsys.readouterr().err
