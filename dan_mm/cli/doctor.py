@@ -250,8 +250,9 @@ def examine() -> Iterator[Finding]:
             re.M) or ['Python ended']
         yield explain(step, error[-1])
     if step != 'mmcv._ext':
-        yield Finding('warning', 'the rest was not examined',
-                      'fix the above, then run `dan-mm doctor` again')
+        yield Finding(
+            'warning', 'the rest was not examined: fix the above, then run '
+            '`dan-mm doctor` again')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
