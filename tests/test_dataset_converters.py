@@ -316,7 +316,7 @@ def test_affectnet_folders(tmp_path, faces, capsys):
         *[(f'train/{i}/{i}{j}.png', f'expression {i} ({name})')
           for i, name in ((8, 'none'), (9, 'uncertain')) for j in range(2)],
         ('train/stray.png', 'in no folder of a class'),
-        ('train/3/notes.txt', 'no picture by its extension'),
+        ('train/3/notes.txt', 'no image by its extension'),
     ]
     output = capsys.readouterr().out
     assert "2 expression 8 (none), the first is 'train/8/80.png'" in output
@@ -470,7 +470,7 @@ def test_fer2013_csv(tmp_path, faces, monkeypatch, capsys):
     assert run('fer2013', path) == 1
     output = capsys.readouterr().out
     assert "split 'train'" not in output and "split 'val'" not in output
-    assert "found 1 pictures in the official split 'test'" in output
+    assert "found 1 images in the official split 'test'" in output
     assert output.count('!=') == 1 and '!= 2' in output
 
 
@@ -517,10 +517,10 @@ def test_broken_pictures_stop_no_other(tmp_path, faces, capsys):
         'left_out.csv', 'train/happiness/happy0.png',
         'train/happiness/happy2.png', 'train/sadness/sad2.png'
     }
-    assert left_out(dst) == [('sad/sad1.png', 'link to nowhere'),
+    assert left_out(dst) == [('sad/sad1.png', 'broken link'),
                              ('happy/happy1.png', 'broken'),
                              ('sad/sad0.png', 'broken')]
-    assert "2 broken, the first is 'happy/happy1.png' (The picture" in (
+    assert "2 broken, the first is 'happy/happy1.png' (The image" in (
         capsys.readouterr().out)
 
 
@@ -531,7 +531,7 @@ def test_counting_writes_nothing(tmp_path, faces, capsys):
     assert tree(tmp_path, times=True) == before
     output = capsys.readouterr().out
     assert '!= 134,415' in output and '!= 287,651' in output
-    assert 'Warning: AffectNet found 16 pictures in the offic' in output
+    assert 'Warning: AffectNet found 16 images in the offic' in output
 
 
 def test_files_of_another_conversion_are_named(tmp_path, faces, capsys):
@@ -622,7 +622,7 @@ def test_refusals_of_affectnet(tmp_path, faces):
     with pytest.raises(SystemExit, match=r"folders \['awe'\], expected only"):
         run('affectnet', src, dst)
     fill(tmp_path / 'two' / 'train', ['1', 'Happy'], faces)
-    with pytest.raises(SystemExit, match="both mean 'happiness'"):
+    with pytest.raises(SystemExit, match="both of which are 'happiness'"):
         run('affectnet', tmp_path / 'two', dst)
     fill(tmp_path / 'none' / 'train', '89', faces)
     with pytest.raises(SystemExit, match='no picture for this data set'):
@@ -713,7 +713,8 @@ def test_a_folder_that_is_a_link_to_nowhere_is_refused(tmp_path, faces, name):
     src = tmp_path / 'src'
     fill(src, ['happy', 'glad'], faces)
     (src / name).symlink_to(tmp_path / 'gone')
-    with pytest.raises(SystemExit, match=f'src/{name} is a link to .*gone'):
+    with pytest.raises(
+            SystemExit, match=f'src/{name} is a broken link to .*gone'):
         run('folder', src, tmp_path / 'dst')
 
 
@@ -731,7 +732,7 @@ def test_links_are_not_followed_in_circles(tmp_path, faces):
     assert run('folder', src, dst) == 1
     loop = 'link to a folder that it is in'
     assert left_out(dst) == [('all', loop), ('happy/more/back', loop),
-                             ('sad/itself.png', 'link to nowhere'),
+                             ('sad/itself.png', 'broken link'),
                              ('sad/loop', loop), ('sad/up', loop)]
     assert sorted(os.listdir(dst / 'train')) == ['happiness', 'sadness']
     assert sorted(os.listdir(dst / 'train/happiness')) == [

@@ -464,7 +464,7 @@ def test_missing_data_are_named(tmp_path):
 
 @pytest.mark.parametrize('content, message',
                          [(b'', 'is an empty file'),
-                          (b'\x89PNG\r\n\x1a\n', 'can not be decoded')])
+                          (b'\x89PNG\r\n\x1a\n', 'cannot be decoded')])
 def test_a_broken_picture_is_named(ferplus_root, tmp_path, content, message):
     root = shutil.copytree(ferplus_root, tmp_path / 'ferplus')
     for path in (root / 'FER2013Train').glob('*.png'):

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import cv2
+import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -248,8 +249,15 @@ class FERInferencer:
                     'trained with.')
             dataset = dict(pipeline=found.description.pipeline)
             model._config = Config(dict(test_dataloader=dict(dataset=dataset)))
-            return ImageClassificationInferencer(
+            classifier = ImageClassificationInferencer(
                 model, device=self.device, classes=self.classes)
+        # Grey images may come from the loading step, which is left out here.
+        stem = next(layer for layer in model.backbone.modules()
+                    if isinstance(layer, torch.nn.Conv2d))
+        crop = np.zeros((64, 64, 3), np.uint8)
+        channels = len(next(classifier.preprocess([crop]))['inputs'][0])
+        self._one_channel = stem.in_channels == 1 < channels
+        return classifier
 
     @staticmethod
     def _find_alignment(metainfo: dict, path: str) -> Tuple[AlignFace, bool]:
@@ -438,9 +446,11 @@ class FERInferencer:
     def _classify(self, crops: List[np.ndarray], embeddings: bool,
                   attention_maps: bool) -> List[FaceResult]:
         model = self._classifier.model
-        results = []
+        results, inputs = [], crops
+        if self._one_channel:
+            inputs = [mmcv.bgr2gray(crop) for crop in crops]
         # An empty list is no batch.
-        for data in self._classifier.preprocess(crops, len(crops) or 1):
+        for data in self._classifier.preprocess(inputs, len(crops) or 1):
             data = model.data_preprocessor(data)
             stage = model.backbone(data['inputs'])
             feats = model.neck(stage) if model.with_neck else stage

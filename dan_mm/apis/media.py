@@ -4,18 +4,15 @@ import os
 import os.path as osp
 import stat
 from os import PathLike
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Union
 
 import cv2
 import numpy as np
-import pi_heif
 from PIL import Image
 
 from dan_mm.datasets import LoadCheckedImage
-from dan_mm.datasets.folder import list_pictures
+from dan_mm.datasets.folder import list_images
 
-# Images beside those of the data sets
-HEIF = '.heic', '.heif'
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg',
           '.wmv', '.flv', '.ogv')
 # What FFmpeg may take a file for, whatever its extension is. Others of its
@@ -103,24 +100,6 @@ def expand(inputs: Union[Source, Sequence[Source]]) -> List[Source]:
         raise FileNotFoundError(f'Found no file or folder {inputs}. Check the '
                                 'path.')
     return [inputs]
-
-
-def list_images(folder: str) -> Tuple[List[str], List[str]]:
-    """List the files in a folder and in its folders, but for hidden ones.
-
-    Returns:
-        tuple[list[str], list[str]]: The paths of images by their extension,
-        and of others, both sorted.
-    """
-    images, others = list_pictures(folder)
-    heif = {
-        path
-        for path in others
-        # A pipe or a device is no image.
-        if path.lower().endswith(HEIF) and osp.isfile(path)
-    }
-    others = [path for path in others if path not in heif]
-    return sorted([*images, *heif]), others
 
 
 def _checked(source: Source) -> Source:
@@ -238,7 +217,6 @@ def read_image(path: str) -> np.ndarray:
         raise ValueError(
             f'The picture {path} has {status.st_size} bytes, expected at most '
             f'{MAX_FILE}. Shrink it.')
-    pi_heif.register_heif_opener()
     return LoadCheckedImage()(dict(img_path=path))['img']
 
 

@@ -2,8 +2,14 @@
 """Options that training and testing have in common."""
 import argparse
 import glob
+import os
 import os.path as osp
+import warnings
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 class DictAction(argparse.Action):
@@ -67,3 +73,31 @@ def find_config(name: str) -> str:
             'of one of this project, such as '
             f'{" or ".join(close or ["dan_rafdb"])}.')
     return configs[name]
+
+
+def check_data(cfg: 'Config', *phases: str) -> None:
+    """Look for the data before a runner is built, which logs its settings and
+    environment first.
+
+    Args:
+        cfg (Config): The config.
+        phases (str): Some of 'train', 'val' and 'test'.
+
+    Raises:
+        SystemExit: If the data is missing.
+    """
+    from mmengine.registry import DATASETS, DefaultScope
+
+    # One process of each machine draws synthetic faces.
+    if int(os.environ.get('LOCAL_RANK', 0)):
+        return
+    scope = cfg.get('default_scope', 'mmengine')
+    with DefaultScope.overwrite_default_scope(scope), \
+            warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the runner gives them again
+        for phase in phases:
+            loader = cfg.get(f'{phase}_dataloader')
+            try:
+                loader and DATASETS.build(loader.dataset)
+            except FileNotFoundError as error:
+                raise SystemExit(str(error))

@@ -12,7 +12,7 @@ from copy import deepcopy
 from numbers import Real
 from typing import IO, TYPE_CHECKING, Optional, Sequence
 
-from .config import add_common_arguments, find_config
+from .config import add_common_arguments, check_data, find_config
 from .output import add_verbose, results_only
 
 if TYPE_CHECKING:
@@ -299,6 +299,7 @@ def run(args: argparse.Namespace) -> int:
         dan_mm.register_all_modules(init_default_scope=False)
         args.config = find_config(args.config)
         cfg = merge_args(Config.fromfile(args.config), args)
+        check_data(cfg, 'test')
         init_cpu_processes(cfg)
         runner = build_runner(cfg, args.verbose)
         runner.register_hook(CheckpointFitHook())

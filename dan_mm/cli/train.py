@@ -10,7 +10,7 @@ import sys
 from copy import deepcopy
 from typing import TYPE_CHECKING, Optional, Sequence
 
-from .config import add_common_arguments, find_config
+from .config import add_common_arguments, check_data, find_config
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -254,6 +254,7 @@ def run(args: argparse.Namespace) -> int:
     dan_mm.register_all_modules(init_default_scope=False)
     args.config = find_config(args.config)
     cfg = merge_args(Config.fromfile(args.config), args)
+    check_data(cfg, 'train', 'val')
     init_cpu_processes(cfg)
     runner = Runner.from_cfg(cfg)
     # Other weights are a start for training, but not to resume or fine-tune.

@@ -22,15 +22,15 @@ class AffectNet(ClassFolders):
         └── val
 
     which ``tools/dataset_converters/affectnet.py`` makes of all forms that it
-    is given out in. The training set has 287,651 pictures of 8 classes
+    is given out in. The training set has 287,651 images of 8 classes
     (287,568 in the paper of `DAN <https://doi.org/10.3390/biomimetics8020199>`_)
     or 283,901 of 7, the validation set 500 of each. The authors keep the test
     set: results are reported on ``split='val'``.
 
     Args:
-        data_root (str): The folder of the data set.
+        data_root (str): The folder of the dataset.
         split (str): 'train' or 'val'. Defaults to 'train'.
-        num_classes (int): 8, or 7 without contempt, whose pictures are then
+        num_classes (int): 8, or 7 without contempt, whose images are then
             left out. Defaults to 8.
         **kwargs: See :class:`FERDataset`, also for the errors.
     """  # noqa: E501

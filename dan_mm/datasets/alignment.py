@@ -15,7 +15,7 @@ TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [
 # The files that `dan-mm align` puts beside the faces: how it aligned them, and
 # what happened to each image.
 ALIGNMENT, REPORT = 'alignment.json', 'faces.csv'
-# OpenCV can not warp a picture with a longer side.
+# OpenCV cannot warp an image with a longer side.
 MAX_WARP = 2**15 - 1
 LANDMARKS = ('left eye', 'right eye', 'nose tip', 'left mouth corner',
              'right mouth corner')
@@ -36,7 +36,7 @@ def face_template(size: Tuple[int, int],
 
     Returns:
         ndarray: The landmarks in pixels, float64 of shape ``(5, 2)``, in the
-        order of ``LANDMARKS`` (left and right as seen in the picture). In a
+        order of ``LANDMARKS`` (left and right as seen in the image). In a
         crop that is no square they are in its middle.
     """
     size = np.asarray(size, np.float64)
@@ -123,10 +123,10 @@ def align_face(img: np.ndarray,
                interpolation: str = 'bilinear',
                template: Optional[Sequence] = None) -> np.ndarray:
     """Cut out a face, turned and scaled so that its landmarks are where a
-    template has them. What is outside the picture is black.
+    template has them. What is outside the image is black.
 
     Args:
-        img (ndarray): The picture, uint8 of shape ``(H, W, 3)`` or ``(H, W)``.
+        img (ndarray): The image, uint8 of shape ``(H, W, 3)`` or ``(H, W)``.
         keypoints (ndarray, optional): The landmarks in pixels, of shape
             ``(5, 2)``, in the order of ``LANDMARKS``.
         bbox (Sequence[float], optional): The left, top, right and bottom of
@@ -136,7 +136,7 @@ def align_face(img: np.ndarray,
         margin (float): What is added on each side, as a share of the crop
             (of the box, where there are no landmarks). Defaults to 0.
         interpolation (str): 'nearest', 'bilinear', 'bicubic' or 'lanczos'. A
-            picture that shrinks to less than a half is averaged first.
+            image that shrinks to less than a half is averaged first.
             Defaults to 'bilinear'.
         template (Sequence, optional): See :func:`face_template`. Defaults to
             None, that of ArcFace.
@@ -161,7 +161,7 @@ def align_face(img: np.ndarray,
     else:
         raise ValueError('Got neither landmarks nor a box, expected one of '
                          'them.')
-    # Bilinear interpolation of a picture that shrinks skips pixels.
+    # Bilinear interpolation of an image that shrinks skips pixels.
     if np.hypot(matrix[0, 0], matrix[1, 0]) < 0.5:
         scale = np.hypot(matrix[0, 0], matrix[1, 0])
         height, width = img.shape[:2]
@@ -183,7 +183,7 @@ def align_face(img: np.ndarray,
 
 def _cut_out(img: np.ndarray, matrix: np.ndarray,
              size: Tuple[int, int]) -> Tuple[np.ndarray, np.ndarray]:
-    """Cut out the part of a picture that a crop needs."""
+    """Cut out the part of an image that a crop needs."""
     corners = np.array([[0, 0, 1], [size[0], 0, 1], [0, size[1], 1],
                         [*size, 1]])
     needed = corners @ cv2.invertAffineTransform(matrix).T
@@ -199,7 +199,7 @@ def _cut_out(img: np.ndarray, matrix: np.ndarray,
 
 @TRANSFORMS.register_module()
 class AlignFace(BaseTransform):
-    """Align the face of a picture by its five landmarks, or cut out its box:
+    """Align the face of an image by its five landmarks, or cut out its box:
     see :func:`align_face`.
 
     :class:`FERDataset` notes the settings in its ``metainfo``, which

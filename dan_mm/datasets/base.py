@@ -3,16 +3,19 @@ import json
 import os
 import os.path as osp
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Dict, List, Optional, Sequence
 
 import numpy as np
-from mmpretrain.datasets import BaseDataset
+from mmpretrain.datasets import CustomDataset
 from sklearn.model_selection import train_test_split
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .alignment import ALIGNMENT, AlignFace
 
-# The names that others give the expressions.
+# Of an animation, the first frame is read.
+EXTENSIONS = (*IMG_EXTENSIONS, '.avif', '.gif', '.heic', '.heif', '.jfif')
+# Other names of the expressions
 ALIASES = dict(
     angry='anger',
     contemptuous='contempt',
@@ -25,51 +28,43 @@ ALIASES = dict(
 
 
 def canonical_name(name: str) -> str:
-    """Get this project's name of a class: 'happiness' for 'Happy'.
-
-    Args:
-        name (str): The name of a class, in any case.
-
-    Returns:
-        str: The name of the expression, or ``name`` in lower case where it is
-        none.
-    """
+    """Get this project's name of a class: 'happiness' for 'Happy'."""
     name = name.strip().lower()
     return ALIASES.get(name, name)
 
 
-class FERDataset(BaseDataset):
-    """The common part of the data sets of facial expressions: they check
-    themselves, and part with a validation set on request.
+class FERDataset(CustomDataset):
+    """Base class of the facial expression datasets.
 
-    A subclass gives ``METAINFO`` with the ``classes`` in their official order,
-    ``OFFICIAL_COUNTS`` with the number of pictures of each official split (a
-    tuple where several circulate), where they are known ``CLASS_COUNTS`` with
-    those of its classes (a list, for the same reason), and :meth:`load_split`.
+    A subclass defines :meth:`load_split`, and ``METAINFO`` with the
+    ``classes`` in their official order. ``OFFICIAL_COUNTS`` is the number of
+    images of each official split, or a tuple if several are in circulation,
+    and ``CLASS_COUNTS`` lists the same per class, where that is known.
 
     Args:
-        data_root (str): The folder of the data set.
+        data_root (str): The folder of the dataset.
         split (str): 'train', 'val' or 'test'. With ``val_split``, 'train' and
             'val' are the two parts of the official training set.
-        val_split (float): The share of the official training set that becomes
-            the validation set, in [0, 1). It has the same share of each class.
-            Defaults to 0.
+        val_split (float): The fraction of the official training set, in
+            [0, 1), to hold out for validation, stratified by class. Defaults
+            to 0.
         val_seed (int): The seed of that choice. Defaults to 0.
         pipeline (Sequence): The transforms. Defaults to ``()``.
-        test_mode (bool): Whether the data set is used for testing. Defaults to
+        test_mode (bool): Whether the dataset is used for testing. Defaults to
             False.
-        target_classes (Sequence[str], optional): The classes to give labels
-            of, such as those of a model that was trained on another data set.
-            Classes are matched by their names ('happy' is 'happiness'), never
-            by their indices. Pictures of other classes are left out, with a
-            warning. Defaults to None, the classes of the data set.
-        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
+        target_classes (Sequence[str], optional): The classes to map labels
+            to, such as those of a model that was trained on another dataset.
+            Classes are matched by name ('happy' is 'happiness'), never by
+            index. Images of other classes are left out with a warning.
+            Defaults to None, the classes of the dataset.
+        **kwargs: Other arguments of
+            :class:`mmpretrain.datasets.CustomDataset`.
 
     Raises:
-        FileNotFoundError: If the folder, an annotation file or a picture is
+        FileNotFoundError: If the folder, an annotation file or an image is
             missing.
-        ValueError: If a split, a share or a label is none that there is, or
-            no class is one of ``target_classes``.
+        ValueError: If a split, a fraction or a label is invalid, or no class
+            is one of ``target_classes``.
     """
 
     OFFICIAL_COUNTS: dict = {}
@@ -80,18 +75,19 @@ class FERDataset(BaseDataset):
                  split: str = 'train',
                  val_split: float = 0.,
                  val_seed: int = 0,
-                 pipeline: tuple = (),
+                 pipeline: Sequence = (),
                  test_mode: bool = False,
                  target_classes: Optional[Sequence[str]] = None,
                  lazy_init: bool = False,
                  **kwargs) -> None:
+        self.name = type(self).__name__
         if split not in ('train', 'val', 'test'):
-            raise ValueError(f"{type(self).__name__} got split='{split}', "
-                             "expected 'train', 'val' or 'test'.")
+            raise ValueError(f"{self.name} got split='{split}', expected "
+                             "'train', 'val' or 'test'.")
         if not 0 <= val_split < 1:
             raise ValueError(
-                f'{type(self).__name__} got val_split={val_split}, expected a '
-                'share of the training set in [0, 1).')
+                f'{self.name} got val_split={val_split}, expected '
+                'a fraction of the training set in [0, 1).')
         self.split = split
         self.val_split = val_split
         self.val_seed = val_seed
@@ -100,13 +96,13 @@ class FERDataset(BaseDataset):
         known = self.METAINFO.get('classes')
         if given and known and tuple(given) != tuple(known):
             raise ValueError(
-                f'{type(self).__name__} got the classes {tuple(given)}, '
-                f'expected its own in their official order, {known}: the '
-                'labels are their indices. To choose some or to have another '
-                'order, set `target_classes`.')
+                f'{self.name} got the classes {tuple(given)}, expected its '
+                f'own in their official order, {known}: labels are indices '
+                'into them. To select or reorder classes, set '
+                '`target_classes`.')
         super().__init__(
-            ann_file='',
             data_root=osp.expanduser(data_root),
+            extensions=EXTENSIONS,
             pipeline=pipeline,
             test_mode=test_mode,
             lazy_init=True,
@@ -121,8 +117,8 @@ class FERDataset(BaseDataset):
             self.full_init()
 
     def _find_alignment(self) -> dict:
-        """Find how the faces were aligned: by the pipeline, or by the tool
-        that made the folder. Checkpoints carry it."""
+        """Find how the faces were aligned, by the pipeline or by the tool
+        that wrote the folder, for the metadata of checkpoints."""
         for transform in self.pipeline.transforms:
             if isinstance(transform, AlignFace):
                 return dict(alignment=transform.settings)
@@ -134,86 +130,71 @@ class FERDataset(BaseDataset):
                 return dict(alignment=AlignFace(**json.load(file)).settings)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f'{type(self).__name__} can not read {path} ({error}), '
-                'expected the size, margin and interpolation that `dan-mm '
-                'align` writes. Align the images again, or remove the file.'
-            ) from error
+                f'{self.name} cannot read {path} ({error}), expected the '
+                'size, margin and interpolation that `dan-mm align` writes. '
+                'Align the images again, or remove the file.') from error
 
     def _match_classes(self, targets: tuple) -> None:
-        name = type(self).__name__
-        indices = {}
+        indices = []
         for argument, classes in (('classes', self.own_classes),
                                   ('target_classes', targets)):
             names = [canonical_name(item) for item in classes]
             if len(set(names)) < len(names):
                 raise ValueError(
-                    f'{name} got {argument}={classes}, two of which mean the '
-                    'same, expected one of each. Rename or join them.')
-            indices[argument] = {item: i for i, item in enumerate(names)}
+                    f'{self.name} got {argument}={classes}, two of which are '
+                    'the same expression, expected one of each. Rename or '
+                    'merge them.')
+            indices.append({item: i for i, item in enumerate(names)})
+        own, target = indices
         self.class_map = {
-            i: indices['target_classes'][item]
-            for item, i in indices['classes'].items()
-            if item in indices['target_classes']
+            own[key]: target[key]
+            for key in own if key in target
         }
         if not self.class_map:
             raise ValueError(
-                f'{name} has the classes {self.own_classes}, none of which is '
-                f'one of the target classes {targets}. Use a data set that '
-                'has some of them.')
+                f'{self.name} has the classes {self.own_classes}, expected at '
+                f'least one of the target classes {targets}. Use another '
+                'dataset.')
         self._metainfo['classes'] = targets
 
     def load_split(self, split: str) -> List[dict]:
-        """Read the annotations of an official split.
-
-        Args:
-            split (str): One of the keys of ``OFFICIAL_COUNTS``.
-
-        Returns:
-            list[dict]: ``img_path`` and ``gt_label`` of each picture, and
-            ``gt_score`` where the target is soft.
-        """
+        """Load ``img_path`` and ``gt_label`` of each image of an official
+        split, and ``gt_score`` if its target is soft."""
         raise NotImplementedError
 
     def load_training_only(self) -> List[dict]:
-        """Read what is for training only: neither counted, nor parted with a
-        validation set.
-
-        Returns:
-            list[dict]: As :meth:`load_split` does. Defaults to nothing.
-        """
+        """Load samples for training only, which are neither counted nor held
+        out for validation."""
         return []
 
     def load_data_list(self) -> List[dict]:
-        """Load the annotations, check them and take the part asked for."""
-        name = type(self).__name__
+        """Load and check the annotations."""
         if not osp.isdir(self.data_root):
             raise FileNotFoundError(
-                f'{name} found no folder {osp.abspath(self.data_root)}. Put '
-                'the data set there, or set `data_root` to where it is; '
-                "README's section on data sets shows its layout.")
+                f'{self.name} found no folder {osp.abspath(self.data_root)}. '
+                'Put the dataset there, or set `data_root` to where it is.')
         held_out = self.val_split > 0 and self.split != 'test'
         split = 'train' if held_out else self.split
         if split not in self.OFFICIAL_COUNTS:
             advice = (
-                'Use one of these.' if split == 'test' else
-                'Set `val_split=0.1` to take a tenth of the training set '
-                'for validation.')
-            raise ValueError(f'{name} has no official split {split!r}, only '
-                             f'{list(self.OFFICIAL_COUNTS)}. {advice}')
+                'Use one of them.' if split == 'test' else
+                'Set `val_split=0.1` to hold out a tenth of the training set.')
+            raise ValueError(f'{self.name} has no official split {split!r}, '
+                             f'only {list(self.OFFICIAL_COUNTS)}. {advice}')
         data_list = self.load_split(split)
         if not data_list:
             raise ValueError(
-                f'{name} found no picture of the split {split!r} in '
+                f'{self.name} found no image of the split {split!r} in '
                 f'{self.data_root}, expected some. Restore the annotations '
-                'and pictures from the data set.')
+                'and images of the dataset.')
         self._check_files(data_list)
-        counts = np.bincount([info['gt_label'] for info in data_list],
-                             minlength=len(self.own_classes))
-        problem = self.compare_counts(split, counts.tolist())
+        counts = Counter(info['gt_label'] for info in data_list)
+        problem = self.compare_counts(
+            split, [counts[i] for i in range(len(self.own_classes))])
         if problem:
             warnings.warn(problem)
         if held_out:
-            data_list = self._take_part(data_list)
+            data_list = self._hold_out(data_list)
         if self.split == 'train':
             data_list += self.load_training_only()
         if self.target_classes is not None:
@@ -222,25 +203,18 @@ class FERDataset(BaseDataset):
 
     def compare_counts(self, split: str,
                        counts: Sequence[int]) -> Optional[str]:
-        """Compare numbers of pictures with the official ones.
-
-        Args:
-            split (str): One of the keys of ``OFFICIAL_COUNTS``.
-            counts (Sequence[int]): The number of pictures of each class.
-
-        Returns:
-            str | None: What differs, in a sentence.
-        """
+        """Describe how the numbers of images of each class differ from the
+        official ones, if they do."""
         totals = self.OFFICIAL_COUNTS[split]
         if totals is None:
             return None
         totals = totals if isinstance(totals, tuple) else (totals, )
+        where = f'the official split {split!r} of {self.data_root}'
         if sum(counts) not in totals:
-            return (f'{type(self).__name__} found {sum(counts)} pictures in '
-                    f'the official split {split!r} of {self.data_root}, '
-                    f'expected {" or ".join(map(str, totals))}. Results do '
-                    'not compare with published ones; check that the data set '
-                    'is complete.')
+            return (f'{self.name} found {sum(counts)} images in {where}, '
+                    f'expected {" or ".join(map(str, totals))}. Results are '
+                    'not comparable with published ones; check that the '
+                    'dataset is complete.')
         for official in self.CLASS_COUNTS.get(split, []):
             others = [
                 f'{found} of {name} (expected {expected})' for name, found,
@@ -248,130 +222,124 @@ class FERDataset(BaseDataset):
                 if found != expected
             ]
             if sum(official) == sum(counts) and others:
-                return (f'{type(self).__name__} found other numbers of '
-                        f'pictures of the classes in the official split '
-                        f'{split!r} of {self.data_root}: '
+                return (f'{self.name} found other class counts in {where}: '
                         f'{", ".join(others)}. Check that its labels or '
                         'folders are in the official order.')
         return None
 
     def _map_labels(self, data_list: List[dict]) -> List[dict]:
-        """Give the labels in the indices of the target classes."""
+        """Map labels to the indices of the target classes."""
+        own, target = map(list, (self.class_map, self.class_map.values()))
+        classes = self.metainfo['classes']
+        counts = Counter(info['gt_label'] for info in data_list)
         self.left_out = {
-            name: 0
+            name: counts[i]
             for i, name in enumerate(self.own_classes)
             if i not in self.class_map
         }
-        own, target = list(self.class_map), list(self.class_map.values())
-        classes = self.metainfo['classes']
-        mapped = []
+        data_list = [
+            info for info in data_list if info['gt_label'] in self.class_map
+        ]
+        if not data_list:
+            raise ValueError(
+                f'{self.name} found no image of the target classes {classes} '
+                f'in the split {self.split!r} of {self.data_root}, expected '
+                'some. Use another split or dataset.')
         for info in data_list:
-            label = info['gt_label']
-            if label not in self.class_map:
-                self.left_out[self.own_classes[label]] += 1
-                continue
-            info['gt_label'] = self.class_map[label]
+            info['gt_label'] = self.class_map[info['gt_label']]
             if 'gt_score' in info:
                 score = np.zeros(len(classes), info['gt_score'].dtype)
                 score[target] = info['gt_score'][own]
                 info['gt_score'] = score / score.sum()
-            mapped.append(info)
-        if not mapped:
-            raise ValueError(
-                f'{type(self).__name__} found no picture of the target '
-                f'classes {classes} in the split {self.split!r} of '
-                f'{self.data_root}, expected some. Use another split or data '
-                'set.')
-        unmatched = self.describe_unmatched()
-        if unmatched:
-            warnings.warn(unmatched)
-        return mapped
+        if self.describe_unmatched():
+            warnings.warn(self.describe_unmatched())
+        return data_list
 
     def describe_unmatched(self) -> str:
-        """Say which classes have no counterpart, of those of the data set and
-        of the target classes, and how many pictures that leaves out.
-
-        Returns:
-            str: Sentences, or none.
-        """
+        """Describe the classes without counterpart, in the dataset and in the
+        target classes, or give ''."""
         sentences = []
         if self.left_out:
             parts = [f'{name} ({n})' for name, n in self.left_out.items()]
             sentences.append(
-                f'{type(self).__name__} leaves out '
-                f'{sum(self.left_out.values())} pictures of its classes '
-                f'without counterpart: {", ".join(parts)}.')
-        present = set(self.class_map.values())
+                f'{self.name} leaves out {sum(self.left_out.values())} images '
+                f'of its classes without counterpart: {", ".join(parts)}.')
         absent = [
             name for i, name in enumerate(self.metainfo['classes'])
-            if i not in present
+            if i not in self.class_map.values()
         ]
         if absent:
             sentences.append(
-                f'Target classes without counterpart in {type(self).__name__}'
-                f', so without pictures: {", ".join(absent)}.')
+                f'Target classes without counterpart in {self.name}, so '
+                f'without images: {", ".join(absent)}.')
         return ' '.join(sentences)
 
-    def _take_part(self, data_list: List[dict]) -> List[dict]:
-        labels = [info['gt_label'] for info in data_list]
+    def _hold_out(self, data_list: List[dict]) -> List[dict]:
         try:
-            parts = train_test_split(
+            train, val = train_test_split(
                 range(len(data_list)),
                 test_size=self.val_split,
-                stratify=labels,
+                stratify=[info['gt_label'] for info in data_list],
                 random_state=self.val_seed)
         except ValueError as error:
             raise ValueError(
-                f'{type(self).__name__} can not take val_split='
-                f'{self.val_split} of {len(data_list)} pictures with the same '
-                f'share of each class: {error} Set another `val_split`, or '
-                'add pictures.') from error
-        part = parts[0] if self.split == 'train' else parts[1]
+                f'{self.name} cannot hold out val_split={self.val_split} of '
+                f'{len(data_list)} images stratified by class: {error} Set '
+                'another `val_split`, or add images.') from error
+        part = train if self.split == 'train' else val
         return [data_list[i] for i in sorted(part)]
 
     def _check_files(self, data_list: List[dict]) -> None:
-        # FER+ itself names three pictures twice, with the same label.
-        labels = {}
+        # FER+ names three images twice, with the same label.
+        labels: Dict[str, int] = {}
+        folders = defaultdict(list)
         for info in data_list:
             path, label = info['img_path'], info['gt_label']
             if labels.setdefault(path, label) != label:
                 raise ValueError(
-                    f'{type(self).__name__} found two labels for the picture '
-                    f'{path}, {labels[path]} and {label}, expected one. '
-                    'Restore the annotations from the data set.')
-        folders = defaultdict(list)
-        for info in data_list:
-            folder, file = osp.split(info['img_path'])
-            folders[folder].append(file)
+                    f'{self.name} found two labels for the image {path}, '
+                    f'{labels[path]} and {label}, expected one. Restore the '
+                    'annotations of the dataset.')
+            folders[osp.dirname(path)].append(path)
         missing = []
-        for folder, files in folders.items():
-            # One listing of the folder, not a look at each of many files.
-            found = set(os.listdir(folder)) if osp.isdir(folder) else set()
+        for folder, paths in folders.items():
+            # Listing a folder once is faster than a look at each file.
+            found = set(os.listdir(folder)) if osp.isdir(folder) else ()
             missing += [
-                osp.join(folder, file) for file in files if file not in found
+                path for path in paths if osp.basename(path) not in found
             ]
         if missing:
             raise FileNotFoundError(
-                f'{type(self).__name__} misses {len(missing)} of '
-                f'{len(data_list)} pictures that its annotations name, the '
-                f'first is {missing[0]}. Restore them from the data set.')
+                f'{self.name} misses {len(missing)} of {len(data_list)} '
+                f'images that its annotations name, the first is '
+                f'{missing[0]}. Restore them from the dataset.')
 
     def _read_lines(self, path: str) -> List[str]:
-        """Read the lines of an annotation file."""
+        """Read the lines of an annotation file, in UTF-8 or UTF-16."""
         try:
-            with open(path, encoding='utf-8-sig') as file:
-                return file.read().splitlines()
+            with open(path, 'rb') as file:
+                content = file.read()
         except FileNotFoundError:
             raise FileNotFoundError(
-                f'{type(self).__name__} found no annotation file '
-                f'{osp.abspath(path)}. Check `data_root`: README\'s section '
-                'on data sets shows the layout.') from None
+                f'{self.name} found no annotation file {osp.abspath(path)}. '
+                'Check `data_root` and the layout of the dataset.') from None
+        is_utf16 = content.startswith((b'\xff\xfe', b'\xfe\xff'))
+        try:
+            text = content.decode('utf-16' if is_utf16 else 'utf-8-sig')
+        except UnicodeDecodeError:
+            text = '\0'
+        # Text has no NUL; UTF-16 without a byte order mark has, as UTF-8.
+        if '\0' in text:
+            raise ValueError(
+                f'{self.name} cannot read {path}, expected text in UTF-8, or '
+                'in UTF-16 with a byte order mark. Save it as UTF-8.')
+        return text.splitlines()
 
     def _annotation_error(self, path: str, line: int, found: str,
                           expected: str) -> ValueError:
         return ValueError(
-            f'{type(self).__name__}: line {line} of {path} is {found!r}, '
-            f'expected {expected}. Restore the annotations from the data set.')
+            f'{self.name}: line {line} of {path} is {found!r}, expected '
+            f'{expected}. Restore the annotations of the dataset.')
 
     def extra_repr(self) -> List[str]:
         """The extra repr information of the dataset."""
@@ -379,6 +347,6 @@ class FERDataset(BaseDataset):
             f'Root of dataset: \t{self.data_root}', f'Split: \t{self.split}'
         ]
         if self.val_split:
-            body.append(f'Validation share: \t{self.val_split} of train, '
-                        f'seed {self.val_seed}')
+            body.append(f'Held out for validation: \t{self.val_split} of '
+                        f'train, seed {self.val_seed}')
         return body

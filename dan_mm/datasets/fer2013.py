@@ -7,7 +7,7 @@ from .folder import ClassFolders
 
 @DATASETS.register_module()
 class FER2013(ClassFolders):
-    """`FER2013 <https://arxiv.org/abs/1307.0414>`_: 48x48 grey pictures, with
+    """`FER2013 <https://arxiv.org/abs/1307.0414>`_: 48x48 grey images, with
     the labels that :class:`FERPlus` replaces.
 
     The folder has a folder for each class, named after the class or its
@@ -23,9 +23,9 @@ class FER2013(ClassFolders):
         └── test
 
     which ``tools/dataset_converters/fer2013.py`` makes of ``fer2013.csv``: the
-    training set has 28,709 pictures, 'val' (the public test set) and 'test'
+    training set has 28,709 images, 'val' (the public test set) and 'test'
     (the private one) 3,589 each. Kaggle's folders have both as ``test``, 7,178
-    pictures, and no ``val``: there, ``split='val'`` needs ``val_split``.
+    images, and no ``val``: there, ``split='val'`` needs ``val_split``.
 
     See :class:`FERDataset` for the arguments and errors.
     """
@@ -36,7 +36,7 @@ class FER2013(ClassFolders):
         'dataset_name':
         'FER2013',
         'licence':
-        'its pictures have no open licence: research',
+        'its images have no open licence: research',
         **FACES
     }
     OFFICIAL_COUNTS = {'train': 28709, 'val': 3589, 'test': (3589, 7178)}

@@ -10,8 +10,8 @@ from .base import FERDataset
 
 FOLDERS = dict(train='FER2013Train', val='FER2013Valid', test='FER2013Test')
 USAGES = dict(train='Training', val='PublicTest', test='PrivateTest')
-# The pictures of FER2013, which are not aligned by landmarks. These places are
-# the medians of those that RetinaFace finds in 1,500 of the training pictures,
+# The images of FER2013, which are not aligned by landmarks. These places are
+# the medians of those that RetinaFace finds in 1,500 of the training images,
 # made symmetric, in a crop of nine tenths: so faces in larger scenes are told
 # apart best (tools/analysis_tools/eval_on_photographs.py).
 FACES = {
@@ -45,19 +45,19 @@ class FERPlus(FERDataset):
 
     The votes are read from ``fer2013new.csv``. Where it is missing, they are
     read from the ``label.csv`` of the split's folder: those are older votes
-    that differ for one picture in 24.
+    that differ for one image in 24.
 
     The label is the majority as Microsoft's FERPlus defines it: emotions with
     a single vote are dropped; one that then has more than half of the votes is
-    the label; pictures without one, or whose majority is 'unknown' or 'not a
-    face', are left out. That leaves 25,060 pictures for training and 3,199 in
+    the label; images without one, or whose majority is 'unknown' or 'not a
+    face', are left out. That leaves 25,060 images for training and 3,199 in
     FER2013Valid, of 48x48 grey pixels, in 8 classes.
 
     ``split='val'`` is FER2013Valid, or, with ``val_split``, that share of
     FER2013Train.
 
     Args:
-        data_root (str): The folder of the data set.
+        data_root (str): The folder of the dataset.
         soft_targets (bool): Whether to add the votes as ``gt_score``: the
             shares of the 8 classes in the votes for them that are not dropped.
             Losses then use them, accuracies still the majority. Defaults to
@@ -75,7 +75,7 @@ class FERPlus(FERDataset):
         'dataset_name':
         'FER+',
         'licence':
-        'its pictures, of FER2013, have no open licence: research',
+        'its images, of FER2013, have no open licence: research',
         **FACES
     }
     OFFICIAL_COUNTS = {'train': 25060, 'val': 3199, 'test': None}
@@ -125,7 +125,7 @@ class FERPlus(FERDataset):
         return data_list
 
     def _read_votes(self, split: str) -> Iterator[Tuple[str, np.ndarray]]:
-        """Read the file name and the ten numbers of votes of each picture."""
+        """Read the file name and the ten numbers of votes of each image."""
         path = osp.join(self.data_root, 'fer2013new.csv')
         repository = osp.isfile(path)
         if not repository:
@@ -149,7 +149,7 @@ class FERPlus(FERDataset):
                     + 'a file name and ten numbers of votes, for '
                     f'{", ".join(self.METAINFO["classes"])}, unknown and not '
                     'a face')
-            # Where all raters saw no face, there is no picture either.
+            # Where all raters saw no face, there is no image either.
             if usage == USAGES[split] and name:
                 yield name, votes
 

@@ -5,74 +5,53 @@ import warnings
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from mmpretrain.registry import DATASETS
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .alignment import ALIGNMENT, REPORT
-from .base import FERDataset, canonical_name
+from .base import EXTENSIONS, FERDataset, canonical_name
 
-# Of a moving picture, the first frame counts.
-EXTENSIONS = (*IMG_EXTENSIONS, '.gif', '.jfif', '.avif')
-# What copies of the data sets call the folders of their splits.
+# The names that copies of the datasets give the folders of their splits
 SPLITS = dict(
     train=('train', 'training', 'train_set', 'train_class',
            'train_aligned_faces'),
     val=('val', 'valid', 'validation', 'val_set', 'val_class',
          'val_aligned_faces', 'val_aligned_faces_new'),
     test=('test', 'testing', 'test_set', 'test_aligned_faces'))
-# Why an entry of a folder is no picture.
+# What operating systems, file managers and network storage leave in folders,
+# beside names with a leading dot
+LEFT_BEHIND = frozenset(
+    ('#recycle', '#snapshot', '$recycle.bin', '@eadir', '@recycle', '@tmp',
+     '__macosx', '__pycache__', 'desktop.ini', 'ehthumbs.db', 'icon\r',
+     'lost+found', 'recycler', 'system volume information', 'thumbs.db'))
+# Why an entry of a folder is no image
 HIDDEN = 'hidden'
-NO_PICTURE = 'no picture by its extension'
+NO_IMAGE = 'no image by its extension'
+FOLDER = 'folder'
 LOOP = 'link to a folder that it is in'
-MISSING = 'link to nowhere'
+MISSING = 'broken link'
 
 
 def split_of(name: str) -> Optional[str]:
-    """Get the split that the name of a folder means, if any."""
+    """Get the split that the name of a folder stands for, if any."""
     return next((split for split in SPLITS if name.lower() in SPLITS[split]),
                 None)
 
 
-def list_folders(folder: str) -> List[str]:
-    """List the names of the folders in a folder, but for hidden ones and
-    links to a folder that they are in.
-
-    Raises:
-        FileNotFoundError: If one may be a link to nowhere.
-    """
-    names = []
-    parents = [osp.realpath(folder)]
-    for entry in os.scandir(folder):
-        if entry.name.startswith('.'):
-            continue
-        if _is_folder(entry):
-            if not _leads_up(entry, parents):
-                names.append(entry.name)
-        elif _is_missing(entry) and not _has_extension(entry):
-            raise FileNotFoundError(
-                f'{osp.abspath(entry.path)} is a link to '
-                f'{os.readlink(entry.path)!r}, where nothing is, expected a '
-                'folder there. Restore the folder, or remove the link.')
-    return sorted(names)
-
-
-# A link that leads to itself is an error for `entry`, not for `os.path`.
-def _is_folder(entry: os.DirEntry) -> bool:
-    return osp.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-
-
-def _is_missing(entry: os.DirEntry) -> bool:
-    return entry.is_symlink() and not osp.exists(entry.path)
-
-
-def _has_extension(entry: os.DirEntry) -> bool:
-    return entry.name.lower().endswith(EXTENSIONS)
-
-
-def _leads_up(entry: os.DirEntry, parents: Sequence[str]) -> bool:
+def _classify(entry: os.DirEntry, parents: Sequence[str]) -> str:
+    """Tell why an entry is no image, '' for one."""
+    if entry.name.startswith('.') or entry.name.lower() in LEFT_BEHIND:
+        return HIDDEN
+    is_image = entry.name.lower().endswith(EXTENSIONS)
     if not entry.is_symlink():
-        return False
-    target = osp.join(osp.realpath(entry.path), '')
-    return any(osp.join(path, '').startswith(target) for path in parents)
+        if entry.is_dir():
+            return FOLDER
+    elif osp.isdir(entry.path):
+        target = osp.join(osp.realpath(entry.path), '')
+        is_loop = any(
+            osp.join(path, '').startswith(target) for path in parents)
+        return LOOP if is_loop else FOLDER
+    elif not osp.exists(entry.path):
+        return MISSING
+    return '' if is_image and entry.is_file() else NO_IMAGE
 
 
 def scan(
@@ -80,72 +59,69 @@ def scan(
     recursive: bool = True,
     parents: Sequence[str] = ()
 ) -> Iterator[Tuple[str, str]]:
-    """Look at what is in a folder, and in its folders but for hidden ones and
-    links to a folder that they are in.
+    """Scan a folder and its subfolders, except hidden ones and links to a
+    parent folder.
 
     Args:
         folder (str): The folder.
-        recursive (bool): Whether to look into its folders, which otherwise
-            are left out. Defaults to True.
-        parents (Sequence[str]): The real paths of the folders that have led
-            to it. Defaults to ``()``.
+        recursive (bool): Whether to scan its subfolders, which are skipped
+            otherwise. Defaults to True.
+        parents (Sequence[str]): The real paths of the folders that led to it.
+            Defaults to ``()``.
 
     Yields:
-        tuple[str, str]: A path, and why it is no picture, '' for one.
+        tuple[str, str]: A path, and why it is no image, '' for one.
     """
     parents = (*parents, osp.realpath(folder))
     for entry in os.scandir(folder):
-        if entry.name.startswith('.'):
-            yield entry.path, HIDDEN
-        elif _is_folder(entry):
-            if _leads_up(entry, parents):
-                yield entry.path, LOOP
-            elif recursive:
-                yield from scan(entry.path, True, parents)
-        elif _is_missing(entry):
-            yield entry.path, MISSING
-        else:
-            is_picture = _has_extension(entry) and entry.is_file()
-            yield entry.path, '' if is_picture else NO_PICTURE
+        reason = _classify(entry, parents)
+        if reason != FOLDER:
+            yield entry.path, reason
+        elif recursive:
+            yield from scan(entry.path, True, parents)
 
 
-def list_pictures(folder: str) -> Tuple[List[str], List[str]]:
-    """List the files in a folder and in its folders, but for hidden ones.
+def list_folders(folder: str) -> List[str]:
+    """List the names of the subfolders of a folder, as :func:`scan` does."""
+    names = []
+    for entry in os.scandir(folder):
+        reason = _classify(entry, [osp.realpath(folder)])
+        if reason == MISSING and not entry.name.lower().endswith(EXTENSIONS):
+            raise FileNotFoundError(
+                f'{osp.abspath(entry.path)} is a broken link to '
+                f'{os.readlink(entry.path)!r}, expected a folder. Restore it, '
+                'or remove the link.')
+        if reason == FOLDER:
+            names.append(entry.name)
+    return sorted(names)
 
-    Returns:
-        tuple[list[str], list[str]]: The paths of pictures by their extension
-        and links to nowhere, and of others.
-    """
-    pictures, others = [], []
+
+def list_images(folder: str) -> Tuple[List[str], List[str]]:
+    """List the images (by their extension, with broken links) and the other
+    files in a folder and its subfolders, except hidden ones."""
+    images, others = [], []
     for path, reason in sorted(scan(folder)):
         if reason != HIDDEN:
-            (pictures if reason in ('', MISSING) else others).append(path)
-    return pictures, others
+            (images if reason in ('', MISSING) else others).append(path)
+    return images, others
 
 
 def _find(root: str, meaning: Callable[[str], Optional[str]]) -> Dict:
-    found = {}
+    found: Dict[str, str] = {}
     for name in list_folders(root):
         key = meaning(name)
-        if key is not None and key in found:
+        if key in found:
             raise ValueError(
                 f'{osp.abspath(root)} has the folders {found[key]!r} and '
-                f'{name!r}, which both mean {key!r}, expected one of them. '
-                'Join them, or move one away.')
+                f'{name!r}, both of which are {key!r}, expected one. Merge '
+                'them, or move one away.')
         if key is not None:
             found[key] = name
     return {key: osp.join(root, name) for key, name in found.items()}
 
 
 def find_splits(root: str) -> Dict[str, str]:
-    """Find the folders of the splits, under any of their usual names.
-
-    Returns:
-        dict[str, str]: The folder of each split that is there.
-
-    Raises:
-        ValueError: If two folders mean the same split.
-    """
+    """Find the folder of each split, under any of its usual names."""
     found = _find(root, split_of) if osp.isdir(root) else {}
     for split, folder in found.items():
         # The archives of SFEW: Train/Train_Aligned_Faces
@@ -158,20 +134,8 @@ def find_splits(root: str) -> Dict[str, str]:
 def find_classes(folder: str,
                  classes: Sequence[str],
                  numbered: bool = False) -> Dict[str, str]:
-    """Find the folders of the classes, under any of their usual names.
-
-    Args:
-        folder (str): The folder of a split.
-        classes (Sequence[str]): The classes in the order of their indices.
-        numbered (bool): Whether the indices are names, too. Defaults to
-            False.
-
-    Returns:
-        dict[str, str]: The folder of each class that is there.
-
-    Raises:
-        ValueError: If a folder means none of the classes, or two the same.
-    """
+    """Find the folder of each class in the folder of a split, under any of its
+    usual names, or its index if ``numbered``."""
     known = {canonical_name(name): name for name in classes}
     if numbered:
         known.update((str(i), name) for i, name in enumerate(classes))
@@ -183,14 +147,13 @@ def find_classes(folder: str,
         numbers = f' or 0 to {len(classes) - 1}' if numbered else ''
         raise ValueError(
             f'{osp.abspath(folder)} has the folders {unknown}, expected only '
-            f'those of the classes {tuple(classes)}{numbers}. Rename or move '
-            'them, or convert the data set with tools/dataset_converters.')
+            f'the classes {tuple(classes)}{numbers}. Rename or move them, or '
+            'convert the dataset with tools/dataset_converters.')
     return _find(folder, lambda name: known[canonical_name(name)])
 
 
 class ClassFolders(FERDataset):
-    """The common part of the data sets with a folder per class in a folder
-    per split: ::
+    """Base class of the datasets with a folder per split and class: ::
 
         data_root
         ├── train
@@ -203,81 +166,74 @@ class ClassFolders(FERDataset):
 
     Other usual names of splits are known (`Training`, `validation`,
     `Train_Aligned_Faces`), so are those of classes (`Happy`), in any case, and
-    where a subclass sets ``NUMBERED`` their official indices. Files that are
-    in no folder of a class, or are no pictures by their extension, are left
-    out with a warning that names one.
+    their official indices where a subclass sets ``NUMBERED``. Files outside
+    the folders of the classes and files that are no images by their extension
+    are left out with a warning.
 
     See :class:`FERDataset` for the arguments and errors.
     """
 
     NUMBERED = False
 
-    def load_split(self, split: str) -> List[dict]:
-        """List the pictures of a split."""
+    def find_split(self, split: str) -> str:
+        """Find the folder of a split."""
         splits = find_splits(self.data_root)
         if split not in splits:
-            advice = ('set `val_split=0.1` to take a tenth of the training '
-                      'set for validation'
+            advice = ('set `val_split=0.1` to hold out a tenth of the '
+                      'training set'
                       if split == 'val' else 'use another split')
             raise FileNotFoundError(
-                f'{type(self).__name__} found folders of the splits '
-                f'{list(splits)} in {osp.abspath(self.data_root)}, expected '
-                f'one of {split!r}. Check `data_root`, or {advice}.')
-        folder = splits[split]
-        # Of AffectNet-7 that has the eighth, too.
-        known = type(self).METAINFO['classes']
-        found = find_classes(folder, known, self.NUMBERED)
-        folders = [
-            found.get(name, osp.join(folder, name))
-            for name in self.own_classes
-        ]
-        return self._list_classes(folder, folders, split)
+                f'{self.name} found folders of the splits {list(splits)} in '
+                f'{osp.abspath(self.data_root)}, expected one of {split!r}. '
+                f'Check `data_root`, or {advice}.')
+        return splits[split]
 
-    def _list_classes(self, folder: str, folders: List[str],
-                      split: str) -> List[dict]:
-        """List the pictures in the folders of the classes, in the order of
-        their indices, in a folder."""
+    def load_split(self, split: str) -> List[dict]:
+        """List the images of a split."""
+        root = self.find_split(split)
+        # Copies of AffectNet-7 may have the eighth class, too.
+        known = type(self).METAINFO.get('classes', self.own_classes)
+        folders = find_classes(root, known, self.NUMBERED)
         data_list = []
         others = [
-            path for path, reason in scan(folder, recursive=False)
+            path for path, reason in scan(root, recursive=False)
             if reason != HIDDEN and osp.basename(path) not in (ALIGNMENT,
                                                                REPORT)
         ]
-        known = list_folders(folder)
-        for label, path in enumerate(folders):
-            found = sorted(scan(path)) if osp.basename(path) in known else []
-            pictures = [file for file, reason in found if not reason]
-            missing = [file for file, reason in found if reason == MISSING]
-            if missing:
+        for label, name in enumerate(self.own_classes):
+            folder = folders.get(name)
+            found = sorted(scan(folder)) if folder else []
+            broken = [path for path, reason in found if reason == MISSING]
+            if broken:
                 raise FileNotFoundError(
-                    f'{type(self).__name__} found {len(missing)} links to '
-                    f'nowhere in {path}, the first is {missing[0]}, expected '
-                    'pictures. Restore what they lead to, or remove them.')
-            others += [
-                file for file, reason in found if reason in (NO_PICTURE, LOOP)
-            ]
-            if not pictures and split == 'train':
+                    f'{self.name} found {len(broken)} broken links in '
+                    f'{folder}, the first is {broken[0]}, expected images. '
+                    'Restore their targets, or remove them.')
+            images = [path for path, reason in found if not reason]
+            if not images and split == 'train':
                 raise ValueError(
-                    f'{type(self).__name__} found no picture in {path}, '
-                    'expected some of this class. Add pictures, or remove '
-                    'the folder.')
+                    f'{self.name} found no image in '
+                    f'{folder or osp.join(root, name)}, expected some of '
+                    'this class. Add images, or remove the folder.')
+            others += [
+                path for path, reason in found if reason in (NO_IMAGE, LOOP)
+            ]
             data_list += [
-                dict(img_path=picture, gt_label=label) for picture in pictures
+                dict(img_path=path, gt_label=label) for path in images
             ]
         if others:
             warnings.warn(
-                f'{type(self).__name__} left out {len(others)} files that are '
-                'in no folder of a class or are no pictures by their '
-                f'extension, the first is {others[0]}; it reads '
-                f'{", ".join(EXTENSIONS)}.')
+                f'{self.name} left out {len(others)} files that are in no '
+                'folder of a class or no images by their extension, the first '
+                f'is {others[0]}; it reads {", ".join(EXTENSIONS)}.')
         return data_list
 
 
 @DATASETS.register_module()
 class FERFolder(ClassFolders):
-    """Pictures in a folder per class, with any names of classes.
+    """Images in a folder per class, whatever the classes are.
 
-    Either all of them, ::
+    Either a single tree, ::
 
         data_root
         ├── amused
@@ -285,23 +241,19 @@ class FERFolder(ClassFolders):
         │   └── ...
         └── bored
 
-    or one such tree per split, ``data_root/train``, and ``data_root/val`` or
-    ``data_root/test`` or both. What is not there is taken from what is: 'val'
-    and 'test' stand in for each other, and without both ``val_split`` takes
-    them out of the training set.
-
-    Files that are in no folder of a class, or are no pictures by their
-    extension, are left out with a warning that names one.
+    or one such tree per split: ``data_root/train``, and ``data_root/val`` or
+    ``data_root/test`` or both. 'val' and 'test' stand in for each other, and
+    without both, ``val_split`` of the training set is held out for them.
 
     Args:
         data_root (str): The folder.
         split (str): 'train', 'val' or 'test'. Defaults to 'train'.
-        val_split (float): The share of the training set that becomes the
-            validation set where there is no folder for it, in (0, 1); of few
-            pictures, at least as many as there are classes. Defaults to 0.1.
+        val_split (float): The fraction of the training set to hold out where
+            there is no folder for validation, in (0, 1), but at least as many
+            images as there are classes. Defaults to 0.1.
         classes (Sequence[str], optional): The names of the classes in the
-            order of their indices. Defaults to None, the names of the folders
-            of the training set in alphabetical order.
+            order of their indices. Defaults to None, the folders of the
+            training set in alphabetical order.
         **kwargs: See :class:`FERDataset`, also for the errors.
     """
 
@@ -315,88 +267,74 @@ class FERFolder(ClassFolders):
                  classes: Optional[Sequence[str]] = None,
                  **kwargs) -> None:
         data_root = osp.expanduser(data_root)
-        parted = osp.isdir(osp.join(data_root, 'train'))
-        self.folder = data_root
-        if osp.isdir(data_root):
-            self._check_splits(data_root, parted)
-        if parted:
-            self.folder = osp.join(data_root, 'train')
-            held = [
-                other for other in (split, 'val', 'test')
-                if other != 'train' and osp.isdir(osp.join(data_root, other))
-            ]
-            if held:
-                val_split = 0.
-                if split != 'train':
-                    self.folder = osp.join(data_root, held[0])
-        if split != 'train' and not val_split and self.folder in (
-                data_root, osp.join(data_root, 'train')):
+        folders = self._check_splits(data_root)
+        train = osp.join(data_root, 'train') if folders else data_root
+        held = [
+            name for name in (split, 'val', 'test')
+            if name in folders and name != 'train'
+        ]
+        self.folder = train
+        if held:
+            val_split = 0.
+            if split != 'train':
+                self.folder = osp.join(data_root, held[0])
+        elif split != 'train' and not val_split:
             raise ValueError(
                 f"{type(self).__name__} got split='{split}' and val_split=0, "
                 f'and found no folder of that split in {data_root}: it would '
                 'be the training set. Set `val_split`, or add the folder.')
         if val_split and split == 'test':
             split = 'val'
-        if classes is None:
-            train = osp.join(data_root, 'train') if parted else data_root
-            classes = self.find_classes(train)
+        classes = self.find_classes(train) if classes is None else classes
         super().__init__(
             data_root,
             split,
             val_split=val_split,
             metainfo=dict(classes=tuple(classes)),
             **kwargs)
-        # It is other data, whatever its classes are.
+        # The classes may be those of a known dataset, the images are not.
         name = osp.basename(osp.abspath(data_root))
         self._metainfo['dataset_name'] = f'the folder {name}'
 
-    def _check_splits(self, data_root: str, parted: bool) -> None:
-        folders = list_folders(data_root)
-        splits = {'train', 'val', 'test'}
-        # Other names of splits, which would be taken for classes.
-        others = sorted(
-            set(folders) -
-            splits if parted else [name for name in folders if split_of(name)])
+    @classmethod
+    def _check_splits(cls, data_root: str) -> List[str]:
+        """Get the folders of the splits, if there is one of training."""
+        folders = list_folders(data_root) if osp.isdir(data_root) else []
+        parted = 'train' in folders
+        # Other names of splits would be taken for classes.
+        others = [
+            name for name in folders
+            if (name not in SPLITS if parted else split_of(name))
+        ]
         if others:
             raise ValueError(
-                f'{type(self).__name__} found the folders {folders} in '
-                f'{data_root}, expected either a folder for each class or '
-                f'`train`, `val` and `test`. Rename or move {others}.')
+                f'{cls.__name__} found the folders {folders} in {data_root}, '
+                'expected either a folder per class or `train`, `val` and '
+                f'`test`. Rename or move {others}.')
+        return folders if parted else []
 
     @classmethod
     def find_classes(cls, folder: str) -> List[str]:
-        """List the names of the classes of a folder.
-
-        Raises:
-            FileNotFoundError: If there is no such folder.
-            ValueError: If it has fewer than two folders.
-        """
+        """List the names of the classes of a folder, at least two."""
         if not osp.isdir(folder):
             raise FileNotFoundError(
                 f'{cls.__name__} found no folder {osp.abspath(folder)}, '
-                'expected one with a folder of pictures per class. Check the '
+                'expected one with a folder of images per class. Check the '
                 'path.')
         classes = list_folders(folder)
         if len(classes) < 2:
             raise ValueError(
                 f'{cls.__name__} found the folders {classes} in '
-                f'{osp.abspath(folder)}, expected a folder of pictures for '
-                'each of at least 2 classes. Sort the pictures into them.')
+                f'{osp.abspath(folder)}, expected a folder of images for each '
+                'of at least 2 classes. Sort the images into them.')
         return classes
 
-    def load_split(self, split: str) -> List[dict]:
-        """List the pictures of a split."""
-        unknown = set(list_folders(self.folder)) - set(self.own_classes)
-        if unknown:
-            raise ValueError(
-                f'{type(self).__name__} found the folders {sorted(unknown)} '
-                f'in {self.folder}, expected only the classes '
-                f'{self.own_classes}. Rename or remove them.')
-        folders = [osp.join(self.folder, name) for name in self.own_classes]
-        return self._list_classes(self.folder, folders, split)
+    def find_split(self, split: str) -> str:
+        """Get the folder of a split."""
+        return self.folder
 
-    def _take_part(self, data_list: List[dict]) -> List[dict]:
-        # Of few pictures, about one of each class.
-        share = len(self.own_classes) / len(data_list)
-        self.val_split = max(self.val_split, share)
-        return super()._take_part(data_list)
+    def _hold_out(self, data_list: List[dict]) -> List[dict]:
+        # Of few images, about one of each class.
+        least = len(self.own_classes) / len(data_list)
+        self.val_split = max(self.val_split, least)
+        return super()._hold_out(data_list)

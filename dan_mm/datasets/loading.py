@@ -6,10 +6,13 @@ import cv2
 import mmcv
 import mmengine.fileio as fileio
 import numpy as np
+import pi_heif
 from mmcv.transforms import LoadImageFromFile
 from mmpretrain.registry import TRANSFORMS
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+COLOR_TYPES = ('color', 'grayscale', 'color_ignore_orientation',
+               'grayscale_ignore_orientation')
 # The longest side of a JPEG; what is longer is no photograph.
 MAX_SIDE = 65500
 # What turns an image upright, by the orientation in its EXIF
@@ -27,12 +30,13 @@ TRANSPOSE = {
 
 @TRANSFORMS.register_module()
 class LoadCheckedImage(LoadImageFromFile):
-    """Load a picture from a file, or say which file is broken and how.
+    """Load an image from a file, or say which file is broken and how.
 
     :class:`mmcv.transforms.LoadImageFromFile` fills the missing part of a
-    truncated JPEG with grey and goes on. This one refuses, and turns grey,
-    palette, RGBA (the alpha channel is dropped) and 16-bit pictures (divided
-    by 256) into 8-bit colour.
+    truncated JPEG with grey and goes on. This one refuses it, reads every
+    format that Pillow does and HEIC, whatever the extension says, and converts
+    palette, RGBA (the alpha channel is dropped) and 16-bit images (divided by
+    256) to 8 bits.
 
     **Required Keys:**
 
@@ -40,40 +44,43 @@ class LoadCheckedImage(LoadImageFromFile):
 
     **Modified Keys:**
 
-    - img: uint8 of shape (H, W, 3), BGR.
+    - img: uint8, BGR of shape ``(H, W, 3)``, or grey of shape ``(H, W)``.
     - img_shape
     - ori_shape
 
     Args:
         backend_args (dict, optional): Arguments of MMEngine's file backend.
             Defaults to None.
-        color_type (str): 'color', which applies the orientation in the file's
-            EXIF, or 'color_ignore_orientation'. Defaults to 'color'.
+        color_type (str): 'color' or 'grayscale', which apply the orientation
+            in the file's EXIF, 'color_ignore_orientation' or
+            'grayscale_ignore_orientation'. Defaults to 'color'.
     """
 
     def __init__(self,
-                 backend_args: dict = None,
+                 backend_args: Optional[dict] = None,
                  color_type: str = 'color') -> None:
+        if color_type not in COLOR_TYPES:
+            raise ValueError(
+                f"LoadCheckedImage got color_type='{color_type}', expected "
+                f'one of {COLOR_TYPES}.')
         super().__init__(color_type=color_type, backend_args=backend_args)
 
     def transform(self, results: dict) -> dict:
-        """Load the picture of ``results['img_path']``.
+        """Load the image ``results['img_path']``.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is empty, truncated or no picture.
+            ValueError: If it is empty, truncated or no image.
         """
         path = results['img_path']
         try:
             content = fileio.get(path, backend_args=self.backend_args)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f'Found no picture {path}. Check `data_root` and the '
-                'annotation file.') from None
+                f'Found no image {path}. Check the path.') from None
         except OSError as error:
-            raise OSError(f'The picture {path} can not be read ({error}), '
-                          'expected a file. Check it, and the permission to '
-                          'read it.') from error
+            raise OSError(f'The image {path} cannot be read ({error}). Check '
+                          'that it is a file and readable.') from error
         img = self.decode(content, path)
         results['img'] = img
         results['img_shape'] = img.shape[:2]
@@ -88,25 +95,29 @@ class LoadCheckedImage(LoadImageFromFile):
             path (str): The path of the file, for the message.
 
         Returns:
-            np.ndarray: uint8 of shape (H, W, 3), BGR.
+            np.ndarray: The image, see ``img`` above.
 
         Raises:
-            ValueError: If it is empty, truncated or no picture.
+            ValueError: If it is empty, truncated or no image.
         """
         if not content:
-            raise ValueError(
-                f'The picture {path} is an empty file of 0 bytes. '
-                'Restore it from the data set, or remove it from '
-                'the annotations.')
+            raise ValueError(f'The image {path} is an empty file of 0 bytes. '
+                             'Replace or remove it.')
         try:
             return self._decode(content)
+        except UnidentifiedImageError:
+            # Its message is the address of an object.
+            raise ValueError(
+                f'The image {path} cannot be decoded: its content is in no '
+                'known image format, whatever its extension, expected one. '
+                'Convert or remove it.') from None
         except Exception as error:
             raise ValueError(
-                f'The picture {path} can not be decoded ({error}), expected a '
-                'whole image file. Restore it from the data set, or remove it '
-                'from the annotations.') from error
+                f'The image {path} cannot be decoded ({error}), expected a '
+                'whole image file. Replace or remove it.') from error
 
     def _decode(self, content: bytes) -> np.ndarray:
+        pi_heif.register_heif_opener()
         with Image.open(io.BytesIO(content)) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if (limit and image.width * image.height > limit
@@ -123,14 +134,16 @@ class LoadCheckedImage(LoadImageFromFile):
                 image = image.convert('RGB')
                 if orientation in TRANSPOSE:
                     image = image.transpose(TRANSPOSE[orientation])
-                return np.ascontiguousarray(np.asarray(image)[..., ::-1])
+                img = np.ascontiguousarray(np.asarray(image)[..., ::-1])
+                is_grey = self.color_type.startswith('grayscale')
+                return mmcv.bgr2gray(img) if is_grey else img
         img = mmcv.imfrombytes(content, self.color_type, backend='cv2')
         if img is None:
             raise ValueError('OpenCV does not know its format')
         return img
 
     def _orientation(self, image: Image.Image) -> int:
-        if self.color_type == 'color_ignore_orientation':
+        if self.color_type.endswith('ignore_orientation'):
             return 1
         # `ImageOps.exif_transpose` writes all tags anew, and fails where one
         # has a value that it does not expect.

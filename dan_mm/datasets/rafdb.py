@@ -26,7 +26,7 @@ class RAFDB(FERDataset):
                 ├── test_0001_aligned.jpg
                 └── ...
 
-    The official training set has 12,271 pictures, the test set 3,068, of
+    The official training set has 12,271 images, the test set 3,068, of
     100x100 pixels. There is no official validation set: ``split='val'`` takes
     it out of the training set, and needs ``val_split``.
 

@@ -9,11 +9,11 @@ from torch.utils.data import Dataset, Sampler, Subset
 
 
 def get_labels(dataset: Dataset) -> torch.Tensor:
-    """Get the labels of a data set, of MMEngine's wrappers around it, or of a
+    """Get the labels of a dataset, of MMEngine's wrappers around it, or of a
     :class:`torch.utils.data.Subset`.
 
     Args:
-        dataset (Dataset): The data set.
+        dataset (Dataset): The dataset.
 
     Returns:
         Tensor: The labels, int64 of shape ``(len(dataset), )``.
@@ -31,31 +31,31 @@ def get_labels(dataset: Dataset) -> torch.Tensor:
         ]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            f'BalancedSampler found no label of each picture in '
+            f'BalancedSampler found no label of each image in '
             f'{type(dataset).__name__} ({error!r}), expected '
-            "`get_data_info(i)['gt_label']` to be one. Use a data set for "
+            "`get_data_info(i)['gt_label']` to be one. Use a dataset for "
             'classification.') from error
     return torch.tensor(labels, dtype=torch.long)
 
 
 @DATA_SAMPLERS.register_module()
 class BalancedSampler(Sampler):
-    """Draw pictures with replacement, each with a probability inverse to the
-    number of pictures of its class: an epoch has about as many pictures of
-    each class, and as many in all as the data set.
+    """Draw images with replacement, each with a probability inverse to the
+    number of images of its class: an epoch has about as many images of
+    each class, and as many in all as the dataset.
 
     It is the sampling of `DAN <https://doi.org/10.3390/biomimetics8020199>`_
     on AffectNet. With several processes, all draw the same and each takes its
     share.
 
     Args:
-        dataset (Dataset): A data set with a ``gt_label`` for each picture,
+        dataset (Dataset): A dataset with a ``gt_label`` for each image,
             also in one of MMEngine's wrappers.
         seed (int, optional): The seed, the same in all processes. Defaults to
             None, a random one that the processes share.
 
     Raises:
-        ValueError: If the data set is empty or has no labels.
+        ValueError: If the dataset is empty or has no labels.
     """
 
     def __init__(self, dataset: Dataset, seed: Optional[int] = None) -> None:
@@ -64,7 +64,7 @@ class BalancedSampler(Sampler):
         self.epoch = 0
         labels = get_labels(dataset)
         if not len(labels):
-            raise ValueError('BalancedSampler found no picture in '
+            raise ValueError('BalancedSampler found no image in '
                              f'{type(dataset).__name__}, expected some. Check '
                              'its folder and its filters.')
         self.weights = 1 / torch.bincount(labels)[labels].double()
@@ -81,9 +81,9 @@ class BalancedSampler(Sampler):
         return iter(indices[self.rank::self.world_size].tolist())
 
     def __len__(self) -> int:
-        """The number of pictures that a process gets in an epoch."""
+        """The number of images that a process gets in an epoch."""
         return self.num_samples
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch: each has other pictures."""
+        """Set the epoch: each has other images."""
         self.epoch = epoch

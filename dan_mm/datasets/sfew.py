@@ -9,10 +9,9 @@ from .folder import ClassFolders, find_splits, list_folders
 
 @DATASETS.register_module()
 class SFEW(ClassFolders):
-    """`SFEW 2.0 <https://cs.anu.edu.au/few/AFEW.html>`_, stills of films.
+    """`SFEW 2.0 <https://cs.anu.edu.au/few/AFEW.html>`_, stills from films.
 
-    The folder has the official layout, of the aligned faces or of the whole
-    stills: ::
+    The folder has the official layout: ::
 
         data_root
         ├── Train
@@ -22,7 +21,14 @@ class SFEW(ClassFolders):
         │   └── ...
         └── Val
 
-    The training set has 958 pictures, the validation set 436. The 372 of the
+    It holds face images, from one of two commands:
+
+    - ``tools/dataset_converters/sfew.py`` copies the faces that the authors
+      aligned (``Train_Aligned_Faces``), which published results are on.
+    - ``dan-mm align`` crops faces out of the whole stills. Take it for a model
+      that is to be used on photographs, which it aligns in the same way.
+
+    The training set has 958 images, the validation set 436. The 372 of the
     test set are given out without labels: results are reported on
     ``split='val'``.
 
@@ -40,7 +46,7 @@ class SFEW(ClassFolders):
     OFFICIAL_COUNTS = {'train': 958, 'val': 436, 'test': 372}
 
     def load_split(self, split: str) -> List[dict]:
-        """List the pictures of a split."""
+        """List the images of a split."""
         folder = find_splits(self.data_root).get(split)
         if split == 'test' and not (folder and list_folders(folder)):
             raise ValueError(

@@ -119,7 +119,7 @@ def test_a_tree(tool, tree, tmp_path, capsys):
     found = {row['path']: row for row in rows(dst)}
     assert found['Val/Happy/d.png']['status'] == 'no face'
     assert found['Val/Happy/broken.png']['status'] == 'broken'
-    assert 'can not be decoded' in found['Val/Happy/broken.png']['detail']
+    assert 'cannot be decoded' in found['Val/Happy/broken.png']['detail']
     assert 'empty file' in found['Val/Happy/empty.jpg']['detail']
     row = found['Train/Angry/b.png']  # its largest face
     assert row['status'] == 'aligned' and row['crop'] == row['path']

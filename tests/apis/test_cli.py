@@ -105,7 +105,7 @@ def test_one_bad_file(predict, tree):
     code, output, error = predict(tree)
     assert code == 1
     assert len(output.splitlines()) == 9
-    assert 'b.png can not be decoded' in error
+    assert 'b.png cannot be decoded' in error
     assert 'c.mp4 can not be opened' in error
     # Missing ones, too
     code, output, error = predict(tree / 'a.png', tree / 'missing.png')

@@ -93,7 +93,7 @@ def test_portraits(tool, detector, picture_of, tmp_path, capsys):
     tool('--portraits', tmp_path, detector=detector)
     assert 'found in 0.0%' in capsys.readouterr().out
     (tmp_path / '3.png').write_bytes(b'x')
-    with pytest.raises(SystemExit, match='3.png can not be decoded'):
+    with pytest.raises(SystemExit, match='3.png cannot be decoded'):
         tool('--portraits', tmp_path, detector=detector)
     (tmp_path / 'index.csv').write_text('file,expression\n0.png,bored\n')
     with pytest.raises(SystemExit, match="the expression 'bored', expected"):

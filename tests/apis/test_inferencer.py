@@ -167,7 +167,7 @@ def test_one_bad_file_loses_no_other(fer, picture_of, tmp_path):
     assert [os.path.basename(item.path)
             for item in results] == ['0.png', '1.png', '2.png']
     assert [len(item.faces) for item in results] == [0, 0, 2]
-    assert 'can not be decoded' in results[1].error
+    assert 'cannot be decoded' in results[1].error
     assert results[1].to_dict()['error'] == results[1].error
 
 

@@ -99,7 +99,7 @@ def test_landmarks_are_where_the_template_has_them(scale):
     assert np.abs(centres(crop) - expected).max() < 0.4
 
 
-def test_a_picture_that_fits_is_left_alone():
+def test_an_image_that_fits_is_left_alone():
     img = draw_face(3, 112)
     for interpolation in 'nearest', 'bilinear':
         same = align_face(
@@ -116,7 +116,7 @@ def test_boxes():
     crop = align_face(img, bbox=(10, 20, 30, 60), size=(100, 50))
     assert crop.shape == (50, 100, 3)
     assert (crop[25, 50] == 255).all()
-    # The part that is outside the picture is black.
+    # The part that is outside the image is black.
     white = np.full_like(img, 255)
     assert (align_face(white, bbox=(-40, -40, -2, -2)) == 0).all()
     for box in (5, 5, 5, 9), (0, 0, 9, -1), (0, 0, 9, np.nan):
@@ -154,11 +154,11 @@ def test_a_template_of_ones_own():
         dict(type='AlignFace', size=48, template=template))
     assert align.settings['template'] == template
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 255, (90, 120, 3), np.uint8)
+    image = rng.integers(0, 255, (90, 120, 3), np.uint8)
     # Shifted by whole pixels, without another scale
     keypoints = np.array(template) * 48 + [30, 20]
-    crop = align(dict(img=picture, keypoints=keypoints))['img']
-    assert (crop == picture[20:68, 30:78]).all()
+    crop = align(dict(img=image, keypoints=keypoints))['img']
+    assert (crop == image[20:68, 30:78]).all()
     with pytest.raises(ValueError, match=r'template of the shape \(4, 2\)'):
         TRANSFORMS.build(dict(type='AlignFace', template=template[1:]))
 
@@ -183,13 +183,12 @@ def test_a_panorama(scale):
     """Wider than what OpenCV can warp."""
     rng = np.random.default_rng(0)
     face = rng.integers(0, 255, (80, 80, 3), np.uint8)
-    picture = np.zeros((100, 40000, 3), np.uint8)
-    picture[10:90, 39000:39080] = face
+    image = np.zeros((100, 40000, 3), np.uint8)
+    image[10:90, 39000:39080] = face
     points = face_template((80, 80))
     size = round(80 * scale)
-    expected = align_face(
-        picture[:, 38900:39200], points + [100, 10], size=size)
-    found = align_face(picture, points + [39000, 10], size=size)
+    expected = align_face(image[:, 38900:39200], points + [100, 10], size=size)
+    found = align_face(image, points + [39000, 10], size=size)
     assert np.abs(found.astype(int) -
                   expected).mean() < (8 if scale < 0.5 else 0.5)
 
@@ -204,7 +203,7 @@ def test_data_sets_say_what_they_are(ferplus_root):
 
 
 def test_data_sets_note_the_alignment(tmp_path):
-    """The checkpoint carries the meta information of the data set."""
+    """The checkpoint carries the meta information of the dataset."""
     for name in 'ab':
         (tmp_path / name).mkdir()
         for i in range(6):
@@ -226,7 +225,7 @@ def test_data_sets_note_the_alignment(tmp_path):
         size=64, margin=0.1, interpolation='bicubic')
     for text in '{"size": -1}', '[1]', '{"x": 1}', '{':
         path.write_text(text)
-        with pytest.raises(ValueError, match='alignment.json.*dan-mm align'):
+        with pytest.raises(ValueError, match='alignment.json'):
             DATASETS.build(folder)
 
 

@@ -36,7 +36,7 @@ def load(kind, root, split='train', **kwargs):
 
 
 def counts(dataset):
-    """The number of pictures of each class, by the folder that each is in."""
+    """The number of images of each class, by the folder that each is in."""
     found = Counter()
     for i in range(len(dataset)):
         info = dataset.get_data_info(i)
@@ -95,7 +95,7 @@ def test_affectnet_splits(tmp_path):
     with pytest.raises(
             ValueError,
             match="no official split 'test', only .'tra"
-            "in', 'val'.. Use one of these"):
+            "in', 'val'.. Use one of them"):
         load('AffectNet', tmp_path, 'test')
     with pytest.raises(ValueError, match='num_classes=6, expected 8, or 7'):
         load('AffectNet', tmp_path, num_classes=6)
@@ -172,19 +172,20 @@ def test_ambiguous_folders_are_refused(tmp_path):
     (tmp_path / 'train' / '1').mkdir()
     with pytest.raises(
             ValueError,
-            match="folders '1' and 'happiness', which both mean 'happiness'"):
+            match="folders '1' and 'happiness', both of which are 'happiness'"
+    ):
         load('AffectNet', tmp_path)
     (tmp_path / 'train' / '1').rename(tmp_path / 'train' / 'awe')
     with pytest.raises(ValueError, match=r"folders \['awe'\], expected only"):
         load('AffectNet', tmp_path)
     (tmp_path / 'train' / 'awe').rename(tmp_path / 'Train')
-    with pytest.raises(ValueError, match="'Train' and 'train', which both"):
+    with pytest.raises(ValueError, match="'Train' and 'train', both"):
         load('AffectNet', tmp_path)
 
 
 def test_what_is_missing_or_left_out_is_named(tmp_path):
     make(tmp_path, 'train', AFFECTNET, [1] * 7 + [0])
-    with pytest.raises(ValueError, match='no picture in .*contempt, expected'):
+    with pytest.raises(ValueError, match='no image in .*contempt, expected'):
         load('AffectNet', tmp_path)
     assert len(load('AffectNet', tmp_path, num_classes=7)) == 7
     (tmp_path / 'train' / 'fear' / 'notes.txt').touch()
@@ -201,20 +202,21 @@ def test_links_to_nowhere_are_named(tmp_path):
     link.symlink_to(tmp_path / 'gone')
     with pytest.raises(
             FileNotFoundError,
-            match='found 1 links to nowhere in .*/3/a.jpg, expected pictures'):
+            match='found 1 broken links in .*/3/a.jpg, expected images'):
         load('FER2013', tmp_path)
     link.unlink()
     for name in 'train/happy', 'val':
         link = tmp_path / name
         link.symlink_to(tmp_path / 'gone')
         with pytest.raises(
-                FileNotFoundError, match=f'/{name} is a link to .*gone'):
+                FileNotFoundError,
+                match=f'/{name} is a broken link to .*gone'):
             load('FER2013', tmp_path)
         link.unlink()
     assert len(load('FER2013', tmp_path)) == 14
 
 
-def test_hidden_pictures_and_loops_are_not_read(tmp_path):
+def test_hidden_images_and_loops_are_not_read(tmp_path):
     make(tmp_path, 'train', '0123456', [2] * 7)
     make(tmp_path, 'train/3', ['.ipynb_checkpoints'], [2])
     (tmp_path / 'train' / '3' / '.a.jpg').touch()
@@ -227,8 +229,8 @@ def test_hidden_pictures_and_loops_are_not_read(tmp_path):
         assert len(load('FER2013', tmp_path)) == 14
 
 
-def test_real_pictures(tmp_path):
-    """The labels that FER2013 gives pictures of FER+."""
+def test_real_images(tmp_path):
+    """The labels that FER2013 gives images of FER+."""
     archive = shared('data', 'ferplus_train_valid.zip')
     with zipfile.ZipFile(archive) as file:
         rows = file.read('ferplus/fer2013_original_labels.csv')

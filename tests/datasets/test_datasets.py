@@ -24,7 +24,7 @@ def build(**kwargs):
 
 @pytest.fixture
 def rafdb_root(tmp_path):
-    """RAF-DB's layout with 3 training and 2 test pictures for each class."""
+    """RAF-DB's layout with 3 training and 2 test images for each class."""
     folder = tmp_path / 'Image' / 'aligned'
     folder.mkdir(parents=True)
     (tmp_path / 'EmoLabel').mkdir()
@@ -44,9 +44,9 @@ def annotations(root):
 
 
 def test_rafdb(rafdb_root):
-    with pytest.warns(UserWarning, match='found 21 pictures.*expected 12271'):
+    with pytest.warns(UserWarning, match='found 21 images.*expected 12271'):
         train = RAFDB(str(rafdb_root), 'train')
-    with pytest.warns(UserWarning, match='found 14 pictures.*expected 3068'):
+    with pytest.warns(UserWarning, match='found 14 images.*expected 3068'):
         test = RAFDB(str(rafdb_root), 'test', test_mode=True)
     # Label 1 is surprise, 4 happiness, 7 neutral.
     assert train.CLASSES[0] == 'surprise' and train.CLASSES[3] == 'happiness'
@@ -87,7 +87,7 @@ def test_rafdb_refuses_unknown_annotations(rafdb_root, line):
         RAFDB(str(rafdb_root))
 
 
-def test_rafdb_refuses_two_labels_for_a_picture(rafdb_root):
+def test_rafdb_refuses_two_labels_for_a_image(rafdb_root):
     path = annotations(rafdb_root)
     path.write_text(path.read_text() + 'train_00001.jpg 5\n')
     with pytest.raises(ValueError, match='two labels for .*train_00001'):
@@ -101,14 +101,14 @@ def test_rafdb_names_what_is_missing(rafdb_root):
         RAFDB(str(rafdb_root), 'dev')
     with pytest.raises(ValueError, match='val_split=1, expected'):
         RAFDB(str(rafdb_root), val_split=1)
-    with pytest.raises(ValueError, match='can not take val_split=0.01'):
+    with pytest.raises(ValueError, match='cannot hold out val_split=0.01'):
         build(type='RAFDB', data_root=str(rafdb_root), val_split=0.01)
     missing = rafdb_root / 'Image' / 'aligned' / 'train_00002_aligned.jpg'
     os.remove(missing)
     with pytest.raises(FileNotFoundError, match='misses 1 of 21.*train_00002'):
         RAFDB(str(rafdb_root))
     shutil.rmtree(rafdb_root / 'Image')
-    with pytest.raises(FileNotFoundError, match='misses 21 of 21 pictures'):
+    with pytest.raises(FileNotFoundError, match='misses 21 of 21 images'):
         RAFDB(str(rafdb_root))
     os.remove(annotations(rafdb_root))
     with pytest.raises(FileNotFoundError, match='no annotation file .*patiti'):
@@ -140,7 +140,7 @@ def test_ferplus_majority_and_votes(tmp_path):
     with open(tmp_path / 'fer2013new.csv', 'w', newline='') as file:
         writer = csv.writer(file)
         writer.writerow(['Usage'] * 12)
-        writer.writerow(['Training', '', *[0] * 9, 10])  # no face, no picture
+        writer.writerow(['Training', '', *[0] * 9, 10])  # no face, no image
         for i, votes in enumerate(cases):
             writer.writerow(['Training', f'fer{i}.png', *votes])
             (tmp_path / 'FER2013Train' / f'fer{i}.png').touch()
@@ -232,3 +232,35 @@ def test_ferplus_has_the_official_counts(tmp_path):
         val = FERPlus(str(tmp_path / 'ferplus'), 'val')
     assert (len(train), len(val)) == (25060, 3199)
     assert set(train.get_gt_labels()) == set(range(8))
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-be'])
+def test_annotations_in_unicode_are_read(rafdb_root, tmp_path, encoding):
+    path = annotations(rafdb_root)
+    text = path.read_text()
+    bom = '\ufeff' if encoding == 'utf-16-be' else ''
+    path.write_text(bom + text, encoding=encoding)
+    with pytest.warns(UserWarning, match='found 21 '):
+        labels = RAFDB(str(rafdb_root)).get_gt_labels()
+    assert labels.tolist() == [i % 7 for i in range(21)]
+
+    (tmp_path / 'FER2013Train').mkdir()
+    (tmp_path / 'FER2013Train' / 'é.png').touch()
+    (tmp_path / 'fer2013new.csv').write_text(
+        bom + 'Usage,Image name\r\nTraining,é.png,10' + ',0' * 9 + '\r\n',
+        encoding=encoding)
+    dataset = build(type='FERPlus', data_root=str(tmp_path))
+    assert dataset[0]['img_path'].endswith('é.png')
+
+
+@pytest.mark.parametrize('content', [
+    'Training,é.png,10,0,0,0,0,0,0,0,0,0\n'.encode('latin-1'),
+    'Training,a.png,10,0,0,0,0,0,0,0,0,0\n'.encode('utf-16-le'), b'\xff\xfeT',
+    b'PK\x03\x04\x14\0\x06\0', b'\x89PNG\r\n\x1a\n\0\0'
+])
+def test_annotations_that_are_not_unicode_are_named(tmp_path, content):
+    path = tmp_path / 'fer2013new.csv'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match='UTF-8') as error:
+        FERPlus(str(tmp_path))
+    assert str(path) in str(error.value) and '\n' not in str(error.value)

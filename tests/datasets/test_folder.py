@@ -1,14 +1,17 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import shutil
+import warnings
 
 import cv2
 import pytest
 from conftest import draw_face
 from mmpretrain.registry import DATASETS
 
+from dan_mm.datasets.folder import list_images
+
 
 def make(root, **counts):
-    """Make folders of pictures, `a_b=3` for three in a/b."""
+    """Make folders of images, `a_b=3` for three in a/b."""
     for name, count in counts.items():
         folder = root.joinpath(*name.split('_'))
         folder.mkdir(parents=True)
@@ -60,7 +63,7 @@ def test_only_the_training_set_in_a_folder(tmp_path):
     assert len(load(tmp_path, 'test', val_split=.2)) == 8
 
 
-def test_few_pictures_are_enough(tmp_path):
+def test_few_images_are_enough(tmp_path):
     make(tmp_path, a=3, b=3, c=3)
     assert sorted(load(tmp_path, 'val').get_gt_labels()) == [0, 1, 2]
     assert len(load(tmp_path)) == 6
@@ -91,13 +94,13 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"folders \['a'\].*at least 2"):
         load(tmp_path)
     (tmp_path / 'b').mkdir()
-    with pytest.raises(ValueError, match='no picture in .*/b, expected'):
+    with pytest.raises(ValueError, match='no image in .*/b, expected'):
         load(tmp_path)
     make(tmp_path, c=1)
     with pytest.raises(ValueError, match=r"\['b'\].*expected only the clas"):
         load(tmp_path, classes=['a', 'c'])
     make(tmp_path / 's', Train_a=3, Test_a=3)
-    with pytest.raises(ValueError, match="either a folder for each class or"):
+    with pytest.raises(ValueError, match="either a folder per class or"):
         load(tmp_path / 's')
     make(tmp_path / 't', train_a=3, train_b=3, validation_a=3)
     with pytest.raises(ValueError, match=r"Rename or move \['validation'\]"):
@@ -108,8 +111,32 @@ def test_refusals(tmp_path):
     assert len(load(tmp_path / 'u', val_split=0)) == 6
     (tmp_path / 'y' / 'val').mkdir(parents=True)
     make(tmp_path / 'y', train_a=3, train_b=3)
-    with pytest.raises(ValueError, match="no picture of the split 'val' in"):
+    with pytest.raises(ValueError, match="no image of the split 'val' in"):
         load(tmp_path / 'y', 'val')
     make(tmp_path / 'x', train_a=3, train_b=3, val_z=1)
     with pytest.raises(ValueError, match=r"\['z'\].*expected only"):
         load(tmp_path / 'x', 'val')
+
+
+@pytest.mark.parametrize('name', [
+    '@eaDir', '__MACOSX', '.ipynb_checkpoints', '#recycle', '$RECYCLE.BIN',
+    'System Volume Information', 'lost+found'
+])
+def test_folders_of_file_managers_are_not_read(tmp_path, name):
+    root = tmp_path / 'root'
+    make(root, train_a=4, train_b=4, val_a=1, val_b=1)
+    # Each holds thumbnails or copies, which look like a split or a class.
+    for parent in root, root / 'train', root / 'train' / 'a':
+        shutil.copytree(root / 'val', parent / name)
+    for folder, file in (('train', 'Thumbs.db'), ('train/b', 'desktop.ini'),
+                         ('train/a', '._0.png'), ('val/a', 'Icon\r')):
+        (root / folder / file).touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for split, count in ('train', 8), ('val', 2):
+            dataset = load(root, split)
+            assert len(dataset) == count
+            assert dataset.metainfo['classes'] == ('a', 'b')
+            assert not any(name in path for path in paths(dataset))
+        assert len(load(root / 'train', 'train', val_split=0)) == 8
+    assert len(list_images(str(root))[0]) == 10

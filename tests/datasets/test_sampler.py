@@ -13,7 +13,7 @@ COUNTS = (600, 60, 20)
 
 
 class Labels(BaseDataset):
-    """Labels and no pictures."""
+    """Labels and no images."""
 
     def __init__(self, labels, **kwargs):
         self.labels = labels
@@ -61,7 +61,7 @@ def test_labels_of_a_subset():
     assert module.get_labels(Subset(dataset, [1])).tolist() == [0]
 
 
-def test_pictures_of_a_class_are_alike():
+def test_images_of_a_class_are_alike():
     dataset = Labels([0] * 4 + [1] * 2)
     drawn = sampler(dataset)
     counts = np.zeros(6)
@@ -101,8 +101,8 @@ def test_epochs_and_seeds():
 
 
 @pytest.mark.parametrize('dataset, message', [
-    (Subset(Labels([1]), []), 'no picture in Subset'),
-    ([1, 2], 'no label of each picture in list'),
+    (Subset(Labels([1]), []), 'no image in Subset'),
+    ([1, 2], 'no label of each image in list'),
 ])
 def test_refusals(dataset, message):
     with pytest.raises(ValueError, match=message):

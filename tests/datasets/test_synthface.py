@@ -215,9 +215,9 @@ def test_cover_parts(tmp_path):
 
     with pytest.raises(ValueError, match="expected a list of some of"):
         TRANSFORMS.build(dict(type='CoverParts', parts=['ears']))
-    with pytest.raises(ValueError, match='found none for a picture'):
+    with pytest.raises(ValueError, match='found none for an image'):
         cover(dict(img=img))
-    with pytest.raises(ValueError, match='right after the picture is loaded'):
+    with pytest.raises(ValueError, match='right after the image is loaded'):
         cover(dict(info, img=img[:50]))
 
 
@@ -230,13 +230,13 @@ def test_pixels_do_not_tell(tmp_path):
 
     def load(split, number):
         dataset = draw(tmp_path, split, number)
-        pictures = [
+        images = [
             cv2.resize(
                 cv2.imread(dataset.get_data_info(i)['img_path']), (24, 24),
                 interpolation=cv2.INTER_AREA).ravel()
             for i in range(len(dataset))
         ]
-        return np.array(pictures, np.float32), dataset.get_gt_labels()
+        return np.array(images, np.float32), dataset.get_gt_labels()
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=.01))
     model.fit(*load('train', 150))

@@ -75,7 +75,7 @@ def test_the_group_photograph(model, checkpoint, tmp_path, capfd):
         str(tmp_path / 'out')
     ])
     output, error = capfd.readouterr()
-    assert code == 1 and 'broken.jpg can not be decoded' in error
+    assert code == 1 and 'broken.jpg cannot be decoded' in error
     results = list(map(json.loads, output.splitlines()))
     assert [len(item['faces']) for item in results] == [29, 0, 1]
     assert osp.isfile(tmp_path / 'out' / 'solvay_1927.jpg')

@@ -402,9 +402,9 @@ def test_the_same_seed_gives_the_same_files(tmp_path):
 @pytest.mark.parametrize('spoil, message', [
     (lambda src: (src / 'index.csv').unlink(), 'Found no .*index.csv, expect'),
     (lambda src:
-     (src / '1_neutral.png').unlink(), 'Found no picture .*1_neutral.png'),
+     (src / '1_neutral.png').unlink(), 'Found no image .*1_neutral.png'),
     (lambda src: (src / '1_neutral.png').write_bytes(b'GIF'),
-     '1_neutral.png can not be decoded'),
+     '1_neutral.png cannot be decoded'),
     (lambda src: write_index(src, [], ['file', 'person']),
      'has no column left_eye_x, .*expected file'),
     (lambda src: write_index(src, [['0_neutral.png', 'p0', '', *'123456789']]),

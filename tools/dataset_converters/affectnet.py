@@ -17,7 +17,7 @@ from dan_mm.datasets.conversion import (Plan, copy_picture, find_file,
                                         parse_line, parse_number, run,
                                         unknown_form)
 from dan_mm.datasets.folder import (find_classes, find_splits, list_folders,
-                                    list_pictures)
+                                    list_images)
 
 FORMS = ('`train/<0 to 7>/*` and `val/<0 to 7>/*`; `train_set/images/*` and '
          '`train_set/annotations/*_exp.npy`, and the same in `val_set`; '
@@ -52,7 +52,7 @@ def add_folders(plan: Plan, split: str, folder: str) -> None:
     found = find_classes(folder, EXPRESSIONS, numbered=True)
     for expression, name in enumerate(EXPRESSIONS[8:], 8):
         if name in found:
-            for path in list_pictures(found.pop(name))[0]:
+            for path in list_images(found.pop(name))[0]:
                 has_class(plan, plan.relative(path), expression)
     plan.add_folders(split, folder, found)
 

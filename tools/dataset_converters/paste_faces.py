@@ -16,7 +16,7 @@ from rich.progress import track
 
 from dan_mm.datasets import LoadCheckedImage
 from dan_mm.datasets.conversion import check_apart, check_source, write_source
-from dan_mm.datasets.folder import list_pictures
+from dan_mm.datasets.folder import list_images
 
 INDEX = 'index.csv'
 NUMBERS = [
@@ -262,7 +262,7 @@ def load_backgrounds(folder: Optional[str]) -> List[np.ndarray]:
         raise FileNotFoundError(
             f'Found no folder {osp.abspath(folder)}, expected one of pictures '
             'without faces. Check the path.')
-    paths = list_pictures(folder)[0]
+    paths = list_images(folder)[0]
     if not paths:
         raise ValueError(
             f'{osp.abspath(folder)} has no picture by its extension, expected '
