@@ -274,7 +274,7 @@ def test_drawn_faces_warn(work_dir, tmp_path, detector, picture_of,
     folder = shutil.copytree(work_dir, tmp_path / 'work')
     meta = dict(
         classes=CLASSES,
-        dataset_name='synthface, drawn faces',
+        dataset_name='synthface, synthetic faces',
         licence='none needed')
     edit(folder / 'epoch_5.pth', folder / 'epoch_5.pth', dataset_meta=meta)
     fer = FERInferencer(folder, detector=detector)

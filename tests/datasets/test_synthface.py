@@ -9,7 +9,8 @@ import pytest
 from mmpretrain.registry import DATASETS, TRANSFORMS
 
 from dan_mm.datasets import synthface
-from dan_mm.datasets.synthface import PARTS, SynthFace, draw_face
+from dan_mm.datasets.synthface import SynthFace
+from dan_mm.datasets.synthface_drawing import PARTS, draw_face
 
 
 def draw(root, split='train', num_identities=3, **kwargs):

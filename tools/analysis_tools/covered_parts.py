@@ -8,7 +8,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import dan_mm
-from dan_mm.datasets.synthface import PARTS
+from dan_mm.datasets.synthface_drawing import PARTS
 from dan_mm.engine import CheckpointFitHook
 
 
