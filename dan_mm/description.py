@@ -7,13 +7,19 @@ types and bounded size. So a checkpoint from anywhere can be built without
 running, importing, opening or fetching anything that it names.
 """
 from math import prod
+from reprlib import repr as short
 from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
 from mmengine.config import Config
 from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 # Classes of MMPretrain and of this project that touch neither files nor the
 # network, whatever their arguments are.
@@ -40,7 +46,24 @@ TRANSFORMS = frozenset(
 # What reads a face image and aligns it in a data set is done by the
 # inferencer.
 LOADING = frozenset(('AlignFace', 'LoadCheckedImage', 'LoadImageFromFile'))
+# Arguments that are a word of a fixed list. Others that take a string look it
+# up in a registry, which imports what it does not have.
+WORDS = frozenset(
+    ('algorithm_keys', 'approximate', 'arch', 'backend', 'block', 'edge',
+     'form', 'input_key', 'interpolate_mode', 'interpolation', 'meta_keys',
+     'mode', 'out_type', 'reduction', 'style'))
+TYPES = 'type', 'conv_type'
+METAINFO = frozenset(
+    ('alignment', 'classes', 'color_type', 'dataset_name', 'licence'))
+REFUSED = 'init_cfg', 'pretrained', 'scale_factor'
 MAX_NUMBER, MAX_LENGTH, MAX_ITEMS, MAX_DEPTH = 2**16, 500, 5000, 12
+# Pixels of a side of the input, and of a window of attention, which takes
+# memory by its fourth power while it is built
+MAX_SIDE, MAX_WINDOW = 1024, 64
+MAX_STEPS = 10
+# For one face: floating-point operations, and bytes of a tensor. The largest
+# models of the list take two thirds and a sixth of them.
+MAX_FLOPS, MAX_TENSOR = 2**39, 2**28
 
 WITH_CONFIG = ('If you trust its author, give the config that it was trained '
                'with as `config`: a config is code and runs.')
@@ -120,13 +143,18 @@ def describe(cfg: Config) -> Description:
 class _Checker:
     """Copies what a file holds, and refuses what is no plain data."""
 
-    def __init__(self) -> None:
+    def __init__(self,
+                 words: frozenset = WORDS,
+                 length: int = MAX_LENGTH) -> None:
+        self.words = words
+        self.length = length
         self.items = 0
 
     def copy(self,
              value: Any,
              place: str,
              types: frozenset,
+             key: str = '',
              depth: int = 0) -> Any:
         """Copy a value.
 
@@ -134,6 +162,7 @@ class _Checker:
             value (Any): The value.
             place (str): Where it stands, for the message.
             types (frozenset[str]): What ``type`` may name here.
+            key (str): The argument whose value it is, or is in.
             depth (int): How deep it stands.
 
         Raises:
@@ -144,34 +173,46 @@ class _Checker:
             raise ValueError(f'{place} is larger than any model needs')
         if isinstance(value, dict):
             return {
-                self.key(key, place):
-                self.copy(
-                    item, f'{place}.{key}', self.types(key, types), depth +
-                    1) if key != 'type' else self.type(item, place, types)
+                self.key(key, place): self.argument(key, item, place, types,
+                                                    depth)
                 for key, item in value.items()
             }
         if isinstance(value, (list, tuple)):
             copied = [
-                self.copy(item, f'{place}[{i}]', types, depth + 1)
+                self.copy(item, f'{place}[{i}]', types, key, depth + 1)
                 for i, item in enumerate(value)
             ]
             return tuple(copied) if isinstance(value, tuple) else copied
         if isinstance(value, bool) or value is None:
             return value
-        if isinstance(value, (int, float)) and abs(value) <= MAX_NUMBER:
+        most = MAX_WINDOW if 'window' in key else (
+            MAX_SIDE if place.startswith('test_pipeline')
+            or key == 'pad_size_divisor' else MAX_NUMBER)
+        if isinstance(value, (int, float)) and abs(value) <= most:
             return value
-        if isinstance(value, str) and len(value) <= MAX_LENGTH:
+        word = isinstance(value, str) and len(value) <= self.length
+        if word and key in self.words:
             return value
-        found = f'{value!r:.60}' if isinstance(
-            value, (int, float)) else f'a {type(value).__name__}'
+        found = short(value) if isinstance(
+            value, (int, float, str)) else f'a {type(value).__name__}'
         raise ValueError(f'{place} is {found}')
+
+    def argument(self, key: str, value: Any, place: str, types: frozenset,
+                 depth: int) -> Any:
+        """Copy an argument."""
+        if key == 'type':
+            return self.type(value, place, types)
+        types = self.types(key, types)
+        if key in TYPES:
+            return self.type(value, place, types)
+        return self.copy(value, f'{place}.{key}', types, key, depth + 1)
 
     @staticmethod
     def key(key: Any, place: str) -> str:
-        if isinstance(key, str) and key.isidentifier() and not (
-                key.startswith('_') or key in ('init_cfg', 'pretrained')):
+        name = isinstance(key, str) and key.isidentifier()
+        if name and not key.startswith('_') and key not in REFUSED:
             return key
-        raise ValueError(f'{place} has the argument {key!r:.60}')
+        raise ValueError(f'{place} has the argument {short(key)}')
 
     @staticmethod
     def types(key: Any, types: frozenset) -> frozenset:
@@ -184,7 +225,34 @@ class _Checker:
     def type(name: Any, place: str, types: frozenset) -> str:
         if isinstance(name, str) and name in types:
             return name
-        raise ValueError(f'{place} has the type {name!r:.60}')
+        raise ValueError(f'{place} has the type {short(name)}')
+
+
+def check_metainfo(metainfo: Any, path: str) -> dict:
+    """Check what a checkpoint says about its data.
+
+    Args:
+        metainfo (Any): ``meta['dataset_meta']`` of the checkpoint.
+        path (str): The checkpoint, for messages.
+
+    Returns:
+        dict: A copy of what inference needs of it.
+
+    Raises:
+        ValueError: If that is no plain data of a bounded size.
+    """
+    metainfo = metainfo if isinstance(metainfo, dict) else {}
+    checker = _Checker(METAINFO | {'interpolation'}, MAX_NUMBER)
+    try:
+        return {
+            key: checker.copy(metainfo[key], key, frozenset(), key)
+            for key in METAINFO if key in metainfo
+        }
+    except ValueError as error:
+        raise ValueError(
+            f"The 'dataset_meta' of the checkpoint {path} can not be used: "
+            f'{error}, expected names, licence and alignment of its data. Get '
+            'the checkpoint again from its author.') from None
 
 
 def check_description(model: Any, pipeline: Any, path: str) -> Description:
@@ -214,8 +282,8 @@ def check_description(model: Any, pipeline: Any, path: str) -> Description:
         unknown = set(model) - {'type', *places}
         if model.get('type') != 'ImageClassifier' or unknown:
             raise ValueError(
-                f'model has the type {model.get("type")!r:.60} and the '
-                f'arguments {sorted(map(str, model))!r:.200}')
+                f'model has the type {short(model.get("type"))} and the '
+                f'arguments {short(list(model))}')
         checker = _Checker()
         checked = dict(type='ImageClassifier')
         for place, types in places.items():
@@ -233,6 +301,11 @@ def check_description(model: Any, pipeline: Any, path: str) -> Description:
         if not all(
                 isinstance(step, dict) and 'type' in step for step in steps):
             raise ValueError('test_pipeline has a step without a type')
+        # Others could make the image long and narrow before.
+        if len(steps) > MAX_STEPS or any(step['type'] == 'ResizeEdge'
+                                         for step in steps[1:]):
+            raise ValueError(f'test_pipeline has {len(steps)} steps, or '
+                             'ResizeEdge not as the first')
     except ValueError as error:
         raise ValueError(
             f'The description of the model in {path} can not be used: '
@@ -298,3 +371,53 @@ def build_classifier(description: Description, weights: Dict[str,
             f'The model that {path} describes can not be built '
             f'({type(error).__name__}: {str(error):.300}). Expected arguments '
             'that fit its classes.') from error
+
+
+class _Meter(TorchDispatchMode):
+    """Note the largest tensor, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 1
+
+    def __torch_dispatch__(self,
+                           func: Any,
+                           types: Any,
+                           args: tuple = (),
+                           kwargs: Optional[dict] = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, torch.Tensor):
+                self.largest = max(self.largest, value.nbytes)
+        return out
+
+
+def check_cost(model: ImageClassifier, inputs: torch.Tensor) -> int:
+    """Check what a model takes, without computing anything.
+
+    Args:
+        model (ImageClassifier): The classifier.
+        inputs (Tensor): What it gets for one face, of shape
+            ``(1, C, H, W)``.
+
+    Returns:
+        int: The size of the largest tensor on the way, in bytes.
+
+    Raises:
+        ValueError: If it takes too much.
+    """
+    # Tensors without data
+    fake, counter = FakeTensorMode(), FlopCounterMode(display=False)
+    tensors = {
+        name: fake.from_tensor(value)
+        for name, value in (*model.named_parameters(), *model.named_buffers())
+    }
+    inputs = fake.from_tensor(inputs)
+    with torch.no_grad(), fake, counter, _Meter() as meter:
+        functional_call(model, tensors, (inputs, ))
+    flops = counter.get_total_flops()
+    if flops > MAX_FLOPS or meter.largest > MAX_TENSOR:
+        raise ValueError(
+            f'it takes {flops / 1e9:.0f} billion operations and tensors of '
+            f'{meter.largest / 2**20:.0f} MiB for one face')
+    return meter.largest

@@ -10,7 +10,7 @@ from mmpretrain.apis import ModelHub
 
 from dan_mm.checkpoint import get_weights
 from dan_mm.description import (WITH_CONFIG, Description, check_description,
-                                describe)
+                                check_metainfo, describe)
 from dan_mm.hub import download
 from .model_index import register_model_index, shipped_model
 
@@ -73,9 +73,8 @@ def find_model(model: Union[str, PathLike, None] = None,
         raise ValueError(
             f'The checkpoint {path} does not describe its model, expected one '
             f'that `dan-mm train` wrote or that was converted. {WITH_CONFIG}')
-    metainfo = meta.get('dataset_meta')
-    return FoundModel(description, weights, path,
-                      metainfo if isinstance(metainfo, dict) else {})
+    metainfo = check_metainfo(meta.get('dataset_meta'), path)
+    return FoundModel(description, weights, path, metainfo)
 
 
 def _find_checkpoint(name: str) -> str:

@@ -17,7 +17,8 @@ from mmpretrain.apis import ImageClassificationInferencer
 
 from dan_mm.datasets import AlignFace
 from dan_mm.datasets.alignment import ALIGNMENT as ALIGNMENT_FILE
-from dan_mm.description import build_classifier
+from dan_mm.description import (MAX_TENSOR, WITH_CONFIG, build_classifier,
+                                check_cost)
 from dan_mm.engine import CheckpointFitHook
 from dan_mm.models import MAN
 from .faces import Face, FaceDetector, choose_device
@@ -28,6 +29,8 @@ from .tracking import FaceTracker
 
 # Pictures are taken together until they have that many pixels.
 MAX_PIXELS = 2**25
+# What is longer is no face, and large after `ResizeEdge`.
+MAX_RATIO = 8
 # What `dan-mm align` writes, if nothing else is known
 ALIGNMENT = dict(size=224, margin=0.1)
 SYNTHETIC = ('This model knows synthetic faces only: what it says about '
@@ -193,6 +196,10 @@ class FERInferencer:
         self._gray = found.metainfo.get('color_type') == 'grayscale'
         self._align, known = self._find_alignment(found.metainfo, found.path)
         self.alignment = self._align.settings
+        # Faces that are classified at once
+        self._step = 4 * batch_size
+        if config is None:
+            self._bound_cost(found.path)
         self._name, licence = (
             printable(str(found.metainfo.get(key) or ''))[:200]
             for key in ('dataset_name', 'licence'))
@@ -269,6 +276,24 @@ class FERInferencer:
                 f'The checkpoint {path} has the alignment {known} ({error}), '
                 'expected arguments of AlignFace.') from error
         return align, bool(known)
+
+    def _bound_cost(self, path: str) -> None:
+        """Try a described model on the shape of a face, and bound how many
+        faces it gets at once."""
+        size = self.alignment['size']
+        width, height = (size, size) if isinstance(size, int) else size
+        model = self._classifier.model
+        try:
+            crop = self._crop(np.zeros((height, width, 3), np.uint8), None)
+            for data in self._classifier.preprocess([crop], 1):
+                inputs = model.data_preprocessor(data)['inputs']
+                largest = check_cost(model, inputs)
+        except Exception as error:
+            raise ValueError(
+                f'The model that {path} describes can not be used for a face '
+                f'({type(error).__name__}: {str(error):.300}), expected one '
+                f'of a common size. {WITH_CONFIG}') from error
+        self._step = min(self._step, max(MAX_TENSOR // largest, 1))
 
     def __call__(self,
                  inputs: Union[Source, Sequence[Source]],
@@ -413,9 +438,8 @@ class FERInferencer:
                                 f'searched for faces: {describe(several)}')
             else:
                 faces += [(img, face, result) for face in several]
-        step = 4 * self.batch_size
-        for start in range(0, len(faces), step):
-            part = faces[start:start + step]
+        for start in range(0, len(faces), self._step):
+            part = faces[start:start + self._step]
             crops, whole = [], []
             for img, face, result in part:
                 try:
@@ -437,6 +461,10 @@ class FERInferencer:
         if face is not None:
             img = self._align(
                 dict(img=img, keypoints=face.keypoints, bbox=face.bbox))['img']
+        height, width = img.shape[:2]
+        if max(height, width) > MAX_RATIO * min(height, width):
+            raise ValueError(f'it has {width}x{height} pixels, expected sides '
+                             f'of a ratio up to {MAX_RATIO}')
         if self._gray:
             img = cv2.cvtColor(
                 cv2.cvtColor(img, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
