@@ -27,6 +27,15 @@ POSTS = UPLOAD, JOIN, f'{API}/cancel', f'{API}/reset'
 MAX_JSON = 2**20  # bytes
 MAX_FORM = 2**16  # bytes of an upload that are not of the file
 META = dict(_type='gradio.FileData')
+# What else the page says of a file: text, but for the size and the stream
+FIELDS = dict(
+    path=str,
+    url=str,
+    orig_name=str,
+    mime_type=str,
+    alt_text=str,
+    size=int,
+    is_stream=bool)
 
 
 def is_loopback(host: str) -> bool:
@@ -101,7 +110,26 @@ class WebGuard:
             response = PlainTextResponse(str(refusal), refusal.status)
             await response(scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive,
+                      send: Send) -> None:
+        started = False
+
+        async def watching(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watching)
+        except Exception:
+            # Gradio fails at numbers, names and headers out of range.
+            if started or scope['type'] != 'http':
+                raise
+            response = PlainTextResponse('This is no request of the page.',
+                                         400)
+            await response(scope, receive, send)
 
     def _check_origin(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -201,12 +229,13 @@ class WebGuard:
     def _is_uploaded(self, item: Any, session: str) -> bool:
         """Whether this is a file that the session has uploaded, and no
         more."""
-        if not isinstance(item, dict) or item.get('meta') != META or any(
-                isinstance(value, (dict, list))
-                for key, value in item.items() if key != 'meta'):
+        if not isinstance(item, dict) or item.get('meta') != META or not all(
+                key == 'meta' or value is None
+                or isinstance(value, FIELDS.get(key, ()))
+                for key, value in item.items()):
             return False
         path = item.get('path')
-        if not isinstance(path, str) or not _is_regular(path):
+        if path is None or not _is_regular(path):
             return False
         if (path, session) in self.claimed:
             return True

@@ -250,6 +250,41 @@ def test_malformed_requests(server, body):
     assert 400 <= status < 500 and b'Traceback' not in answer
 
 
+@pytest.mark.parametrize('key,value', [('fn_index', -1), ('fn_index', 99),
+                                       ('fn_index', 10**30),
+                                       ('fn_index', '\ud800')])
+def test_events_that_there_are_not(server, key, value):
+    path = server.upload(image_bytes(10))[1]
+    body = dict(
+        fn_index=server.events['upload'],
+        data=[dict(path=path, meta=META)],
+        session_hash=f'event{value!r}')
+    body[key] = value
+    status, answer = server.request('POST', '/gradio_api/queue/join',
+                                    json.dumps(body),
+                                    {'Content-Type': 'application/json'})
+    assert 400 <= status < 500 and b'Error' not in answer
+
+
+@pytest.mark.parametrize('key,value', [('size', 'x'), ('size', 0.5),
+                                       ('orig_name', 5), ('is_stream', 'x'),
+                                       ('unknown', 'x')])
+def test_fields_of_files_that_there_are_not(server, key, value):
+    path = server.upload(image_bytes(11))[1]
+    file = {'path': path, 'meta': META, key: value}
+    assert server.ask(file, f'{key}{value}') is None
+
+
+def test_malformed_requests_of_files(server):
+    path = server.upload(image_bytes(12))[1]
+    file = f'/gradio_api/file={path}'
+    assert server.request('GET', file)[0] == 200
+    headers = dict(Range='bytes=' + '0-0,bytes=' * 50)
+    for name, head in ((file, headers), (f'{file}%00', {})):
+        status, answer = server.request('GET', name, headers=head)
+        assert 400 <= status < 500 and b'Error' not in answer
+
+
 def test_hosts(server):
     own = f'127.0.0.1:{server.port}'
 
