@@ -108,7 +108,7 @@ def _checkpoint_of_folder(folder: str) -> str:
     if not found:
         last = osp.join(folder, 'last_checkpoint')
         if osp.isfile(last):
-            with open(last, encoding='utf-8') as file:
+            with open(last, encoding='utf-8', errors='replace') as file:
                 # The folder may have moved since.
                 named = osp.join(folder, osp.basename(file.read().strip()))
             found = [named] if osp.isfile(named) else []

@@ -317,18 +317,8 @@ class FERDataset(CustomDataset):
     def _read_lines(self, path: str) -> List[str]:
         """Read the lines of an annotation file, in UTF-8 or UTF-16."""
         try:
-<<<<<<< HEAD
             with open(path, 'rb') as file:
                 content = file.read()
-=======
-            with open(path, encoding='utf-8-sig') as file:
-                return file.read().splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f'{type(self).__name__} can not read {path} ({error}), '
-                'expected text in UTF-8. Restore it from the data set.'
-            ) from None
->>>>>>> 6a549b7 (Say it in a sentence where annotations or alignment.json are no text)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f'{self.name} found no annotation file {osp.abspath(path)}. '
@@ -348,13 +338,8 @@ class FERDataset(CustomDataset):
     def _annotation_error(self, path: str, line: int, found: str,
                           expected: str) -> ValueError:
         return ValueError(
-<<<<<<< HEAD
-            f'{self.name}: line {line} of {path} is {found!r}, expected '
+            f'{self.name}: line {line} of {path} is {found!r:.200}, expected '
             f'{expected}. Restore the annotations of the dataset.')
-=======
-            f'{type(self).__name__}: line {line} of {path} is {found!r:.200}, '
-            f'expected {expected}. Restore the annotations from the data set.')
->>>>>>> 6a549b7 (Say it in a sentence where annotations or alignment.json are no text)
 
     def extra_repr(self) -> List[str]:
         """The extra repr information of the dataset."""

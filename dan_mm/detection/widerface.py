@@ -1,4 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+import math
 import os.path as osp
 import re
 from typing import List
@@ -54,7 +55,14 @@ class WiderFaceLandmarks(BaseDetDataset):
                 'or libfacedetection\'s labelv2.txt. Check `data_root` and '
                 '`ann_file`.')
         data_list: List[dict] = []
-        lines = list_from_file(self.ann_file, backend_args=self.backend_args)
+        try:
+            lines = list_from_file(
+                self.ann_file, backend_args=self.backend_args)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f'{self.ann_file} is no text in UTF-8 ({error}), expected '
+                'RetinaFace\'s label.txt or libfacedetection\'s labelv2.txt. '
+                'Get the file anew.') from None
         for number, line in enumerate(lines, 1):
             line = line.strip()
             try:
@@ -70,9 +78,10 @@ class WiderFaceLandmarks(BaseDetDataset):
                         picture['instances'].append(face)
             except (IndexError, ValueError):
                 raise ValueError(
-                    f'{self.ann_file}, line {number}: found {line!r}, '
-                    'expected `# path` or `# path width height`, and below '
-                    'it faces of 4, 5, 19 or 20 numbers. Get the file '
+                    f'{self.ann_file}, line {number}: found {line!r:.200}, '
+                    'expected `# path` or `# path width height`, a path in '
+                    'the folder of images, and below it faces of 4, 5, 19 or '
+                    '20 numbers. Get the file '
                     'anew.') from None
         return data_list
 
@@ -81,6 +90,8 @@ class WiderFaceLandmarks(BaseDetDataset):
         if match is None:
             raise ValueError
         path, width, height = match.groups()
+        if osp.isabs(path) or '..' in path.split('/') or '\0' in path:
+            raise ValueError
         picture = dict(
             img_id=img_id,
             img_path=osp.join(self.data_prefix.get('img', ''), path),
@@ -90,7 +101,8 @@ class WiderFaceLandmarks(BaseDetDataset):
         return picture
 
     def _parse_face(self, values: List[float], corners: bool) -> dict:
-        if len(values) not in (4, 5, 19, 20):
+        if len(values) not in (4, 5, 19,
+                               20) or not all(map(math.isfinite, values)):
             raise ValueError
         left, top, right, bottom = values[:4]
         if not corners:
