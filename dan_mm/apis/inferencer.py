@@ -198,8 +198,8 @@ class FERInferencer:
         self.alignment = self._align.settings
         # Faces that are classified at once
         self._step = 4 * batch_size
-        if config is None:
-            self._bound_cost(found.path)
+        self._one_channel = False
+        self._try_pipeline(found.path, config is None)
         self._name, licence = (
             printable(str(found.metainfo.get(key) or ''))[:200]
             for key in ('dataset_name', 'licence'))
@@ -256,15 +256,8 @@ class FERInferencer:
                     'trained with.')
             dataset = dict(pipeline=found.description.pipeline)
             model._config = Config(dict(test_dataloader=dict(dataset=dataset)))
-            classifier = ImageClassificationInferencer(
+            return ImageClassificationInferencer(
                 model, device=self.device, classes=self.classes)
-        # Grey images may come from the loading step, which is left out here.
-        stem = next(layer for layer in model.backbone.modules()
-                    if isinstance(layer, torch.nn.Conv2d))
-        crop = np.zeros((64, 64, 3), np.uint8)
-        channels = len(next(classifier.preprocess([crop]))['inputs'][0])
-        self._one_channel = stem.in_channels == 1 < channels
-        return classifier
 
     @staticmethod
     def _find_alignment(metainfo: dict, path: str) -> Tuple[AlignFace, bool]:
@@ -277,23 +270,37 @@ class FERInferencer:
                 'expected arguments of AlignFace.') from error
         return align, bool(known)
 
-    def _bound_cost(self, path: str) -> None:
-        """Try a described model on the shape of a face, and bound how many
-        faces it gets at once."""
+    def _try_pipeline(self, path: str, described: bool) -> None:
+        """Try the pipeline on a black face, and bound what a described model
+        takes."""
         size = self.alignment['size']
         width, height = (size, size) if isinstance(size, int) else size
         model = self._classifier.model
         try:
             crop = self._crop(np.zeros((height, width, 3), np.uint8), None)
-            for data in self._classifier.preprocess([crop], 1):
+            data = next(self._preprocess([crop]))
+            stem = next((layer for layer in model.backbone.modules()
+                         if isinstance(layer, torch.nn.Conv2d)), None)
+            # Grey images may come from the loading step, which is left out.
+            if stem and stem.in_channels == 1 < len(data['inputs'][0]):
+                self._one_channel = True
+                data = next(self._preprocess([crop]))
+            if described:
                 inputs = model.data_preprocessor(data)['inputs']
                 largest = check_cost(model, inputs)
+                self._step = min(self._step, max(MAX_TENSOR // largest, 1))
         except Exception as error:
             raise ValueError(
-                f'The model that {path} describes can not be used for a face '
+                f'The model of {path} can not be used for a face '
                 f'({type(error).__name__}: {str(error):.300}), expected one '
                 f'of a common size. {WITH_CONFIG}') from error
-        self._step = min(self._step, max(MAX_TENSOR // largest, 1))
+
+    def _preprocess(self, crops: List[np.ndarray]) -> Iterator[dict]:
+        """Run the test pipeline on crops, as one batch."""
+        if self._one_channel:
+            crops = [mmcv.bgr2gray(crop) for crop in crops]
+        # An empty list is no batch.
+        return self._classifier.preprocess(crops, len(crops) or 1)
 
     def __call__(self,
                  inputs: Union[Source, Sequence[Source]],
@@ -474,11 +481,8 @@ class FERInferencer:
     def _classify(self, crops: List[np.ndarray], embeddings: bool,
                   attention_maps: bool) -> List[FaceResult]:
         model = self._classifier.model
-        results, inputs = [], crops
-        if self._one_channel:
-            inputs = [mmcv.bgr2gray(crop) for crop in crops]
-        # An empty list is no batch.
-        for data in self._classifier.preprocess(inputs, len(crops) or 1):
+        results = []
+        for data in self._preprocess(crops):
             data = model.data_preprocessor(data)
             stage = model.backbone(data['inputs'])
             feats = model.neck(stage) if model.with_neck else stage
