@@ -70,11 +70,10 @@ def probe(timeout: int) -> None:
         available = torch.cuda.is_available()
     if available:
         torch.ones(2, device='cuda').sum().item()
-    print(
-        json.dumps([
-            available, torch.version.cuda or torch.version.hip,
-            ' '.join(str(warning.message) for warning in caught)
-        ]))
+    print('\n' + json.dumps([
+        available, torch.version.cuda or torch.version.hip, ' '.join(
+            str(warning.message) for warning in caught)
+    ]))
     step('torchvision')
     import torchvision
     torchvision.ops.nms(torch.ones(1, 4), torch.ones(1), 0.5)
@@ -231,13 +230,12 @@ def examine() -> Iterator[Finding]:
         timeout=None)
     steps = re.split('^Step (.*)\n', output, flags=re.M)[1:] or ['Python', '']
     *passed, (step, _) = zip(steps[::2], steps[1::2])
-    for name, result in passed:
-        if name == 'the GPU':
-            yield check_gpu(*json.loads(result))
-        elif name == 'mmengine':
-            env = json.loads(result.strip().split('\n')[-1]).items()
-            yield Finding(
-                'ok', ', '.join(f'{key} {value}' for key, value in env
+    for name, printed in passed:
+        if name in ('the GPU', 'mmengine'):
+            result = json.loads(printed.strip().split('\n')[-1])
+            yield check_gpu(*result) if name == 'the GPU' else Finding(
+                'ok', ', '.join(f'{key} {value}'
+                                for key, value in result.items()
                                 if '\n' not in str(value)))
     if step == 'end':
         yield Finding('ok', 'everything can be imported')
