@@ -91,7 +91,6 @@ def test_a_pipeline_that_makes_grey_images_itself(ferplus_root, tmp_path):
     runner = train(ferplus_root, tmp_path, loading)
     runner.cfg.dump(tmp_path / 'config.py')
     inferencer = FERInferencer(tmp_path, tmp_path / 'config.py', device='cpu')
-    result = inferencer(
-        np.full((48, 48, 3), 99, np.uint8), aligned=True)[0]
+    result = inferencer(np.full((48, 48, 3), 99, np.uint8), aligned=True)[0]
     assert result.error is None
     assert sum(result.faces[0].scores.values()) == pytest.approx(1)

@@ -95,7 +95,8 @@ def test_refusals(affectnet):
             ValueError,
             match='got target_classes=.*two of which are the same'):
         load(**affectnet, target_classes=('happy', 'Happiness', 'fear'))
-    with pytest.raises(ValueError, match='expected at least one of the target'):
+    with pytest.raises(
+            ValueError, match='expected at least one of the target'):
         load(**affectnet, target_classes='fear')
 
 

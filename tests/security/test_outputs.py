@@ -150,8 +150,8 @@ def test_hard_links_lead_to_no_input(run, images, tmp_path):
     # What another command made is not replaced.
     status, error = run('align', images, out)
     assert status == 2 and 'was not written by this command' in error
-    (out / 'alignment.json').write_text(
-        '{"size": 224, "margin": 0.1, "interpolation": "bilinear"}')
+    (out / 'alignment.json'
+     ).write_text('{"size": 224, "margin": 0.1, "interpolation": "bilinear"}')
     os.link(images / '2.png', tmp_path / 'more')
     os.replace(tmp_path / 'more', out / '2.png')
     assert run('align', images, out)[0] == 0
@@ -302,16 +302,16 @@ def test_killed_aligns_resume(images, tmp_path):
             killed += process.wait() != 0
     assert killed >= 3
     assert start(tmp_path / 'killed').wait() == 0
-    assert rows_of(tmp_path / 'killed/faces.csv') == rows_of(
-        tmp_path / 'whole/faces.csv')
+    assert rows_of(tmp_path / 'killed/faces.csv') == rows_of(tmp_path /
+                                                             'whole/faces.csv')
     for name in '0.png', 'sub/1.png', '39.png':
-        assert (tmp_path / 'killed' / name).read_bytes() == (
-            tmp_path / 'whole' / name).read_bytes()
+        assert (tmp_path / 'killed' /
+                name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
 
 
-@pytest.mark.parametrize('name', [
-    '=1+1.png', '+1.png', '-1.png', '@a.png', "'a.png", '\t1.png', '\r1.png'
-])
+@pytest.mark.parametrize(
+    'name',
+    ['=1+1.png', '+1.png', '-1.png', '@a.png', "'a.png", '\t1.png', '\r1.png'])
 def test_no_cell_is_a_formula(run, tmp_path, monkeypatch, name):
     folder = tmp_path / 'in'
     folder.mkdir()
