@@ -106,7 +106,7 @@ def test_a_model_of_ferplus_on_rafdb(monkeypatch, tmp_path, checkpoints,
     # All classes of the model are possible.
     assert all(len(item['pred_score']) == 8 for item in predictions)
     assert ('Target classes without counterpart in RAFDB, so without '
-            'pictures: contempt. All 8 classes of the model stay' in log)
+            'images: contempt. All 8 classes of the model stay' in log)
     accuracy, balanced = accuracies(predictions)
     assert f'accuracy/top1: {accuracy:.4f}' in log
     assert f'accuracy/balanced: {balanced:.4f}' in log
@@ -134,7 +134,7 @@ def test_a_model_of_rafdb_on_ferplus(monkeypatch, tmp_path, checkpoints,
                            config('dan_ferplus'), '--tta')
     names = Counter(RAF[int(item['gt_label'])] for item in predictions)
     assert names == {name: 2 for name in RAF}
-    assert ('FERPlus leaves out 2 pictures of its classes without counterpart'
+    assert ('FERPlus leaves out 2 images of its classes without counterpart'
             ': contempt (2). All 7 classes of the model stay' in log)
 
 
