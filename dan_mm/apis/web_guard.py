@@ -170,7 +170,7 @@ class WebGuard:
             raise Refusal(404, 'This is no part of the page.')
 
     def _is_kept(self, path: str) -> bool:
-        if not path.startswith(FILE):
+        if not path.startswith(FILE) or '\0' in path:
             return False
         file = path[len(FILE):]
         return file.startswith(
