@@ -3,14 +3,19 @@
 import json
 import os
 import os.path as osp
+import re
+import shutil
 import threading
 from contextlib import contextmanager, suppress
-from typing import IO, Iterator
+from typing import IO, Dict, Iterable, Iterator, List, Optional, Tuple
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+LOCK = '.lock'
+Identity = Tuple[int, int]
 
 
 @contextmanager
@@ -34,20 +39,41 @@ def atomic_write(path: str, keep_partial: bool = False) -> Iterator[str]:
     folder = osp.dirname(path) or '.'
     os.makedirs(folder, exist_ok=True)
     # The names of files have a limit of their own.
-    temporary = f'{path}.partial' if keep_partial else osp.join(
-        folder, f'.{os.getpid()}-{threading.get_ident()}.partial' +
-        osp.splitext(path)[1][:8])
+    temporary = f'{path}.partial' if keep_partial else partial_path(path)
     # It may be a link to elsewhere.
     with suppress(FileNotFoundError):
         os.remove(temporary)
     try:
         yield temporary
+        # After a power failure, a renamed file must not be empty.
+        with open(temporary, 'rb+') as file:
+            os.fsync(file.fileno())
+        if osp.isfile(path):
+            # Results about faces stay as private as they were.
+            with suppress(OSError):
+                shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except BaseException:
         if not keep_partial:
             with suppress(OSError):
                 os.remove(temporary)
         raise
+
+
+def partial_path(path: str) -> str:
+    """Get the path of the temporary file of an atomic write."""
+    return osp.join(
+        osp.dirname(path), f'.{os.getpid()}-{threading.get_ident()}.partial' +
+        osp.splitext(path)[1][:8])
+
+
+def remove_partials(folder: str) -> None:
+    """Remove what killed processes left of atomic writes in a folder that is
+    locked, and in its folders."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if re.fullmatch(r'\.\d+-\d+\.partial(\.\w+)?', name):
+                os.remove(osp.join(root, name))
 
 
 def write_bytes(path: str, content: bytes) -> None:
@@ -61,21 +87,30 @@ def open_result(path: str) -> Iterator[IO[str]]:
     """Open a text file for results that grow.
 
     It has its name when all are there. Those of an interrupted run are in
-    ``<path>.partial``. Pipes and devices are written to directly.
+    ``<path>.partial``. Pipes and devices are written to directly. Of a link,
+    such as ``/dev/stdout``, what it leads to is replaced.
 
     Args:
         path (str): The file, checked by :func:`check_result`.
 
     Yields:
         IO[str]: The file. Names of files may be no valid text.
+
+    Raises:
+        BlockingIOError: If another process writes to it.
+        OSError: If it can't be written.
     """
     options = dict(newline='', encoding='utf-8', errors='surrogateescape')
     if osp.exists(path) and not osp.isfile(path):
         with open(path, 'w', **options) as file:
             yield file
         return
+    path = osp.realpath(path)
+    with suppress(FileNotFoundError), open(f'{path}.partial', 'r+') as earlier:
+        _lock(earlier.fileno(), path)
     with atomic_write(path, True) as temporary:
-        with open(temporary, 'w', **options) as file:
+        with open(temporary, 'x', **options) as file:
+            _lock(file.fileno(), path)
             yield file
 
 
@@ -91,13 +126,17 @@ def check_result(path: str, kind: str) -> None:
             a model.
         OSError: If it can't be written there.
     """
-    folder = osp.dirname(osp.abspath(path))
+    place = osp.realpath(path)
+    folder = osp.dirname(place)
     if osp.isdir(path) or not osp.isdir(folder):
         raise FileNotFoundError(
             f'Can not write {path}, expected the path of a file in a folder '
             f'that exists. Make {folder}, or give another path.')
+    # Pipes and devices
+    if osp.exists(path) and not osp.isfile(path):
+        return
     check_folder(folder)
-    for file in path, f'{path}.partial':
+    for file in path, f'{place}.partial':
         if osp.isfile(file) and not _is_result(file, kind):
             raise FileExistsError(
                 f'{file} exists and is no earlier result of --{kind}, '
@@ -107,13 +146,17 @@ def check_result(path: str, kind: str) -> None:
 
 def _is_result(path: str, kind: str) -> bool:
     with open(path, 'rb') as file:
-        line = file.readline(2**20)
+        line = file.readline(2**26)
+    if not line:
+        # An empty file, but no empty checkpoint or module
+        return not osp.realpath(path).lower().endswith(('.pth', '.py'))
     if kind == 'csv':
-        return not line or line.startswith(b'path,frame,time,')
+        return line.startswith(b'path,frame,time,')
     try:
-        return not line or 'faces' in json.loads(line)
-    except (ValueError, TypeError, RecursionError):
+        result = json.loads(line)
+    except (ValueError, RecursionError):
         return False
+    return isinstance(result, dict) and isinstance(result.get('faces'), list)
 
 
 def check_folder(folder: str) -> None:
@@ -136,35 +179,142 @@ def check_folder(folder: str) -> None:
             'Give another path, or change its permissions.')
 
 
+def identity(path: str) -> Optional[Identity]:
+    """Get what all names of a file or folder have in common, whatever links
+    and mounts they use. None if it does not exist."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def check_file(path: str, read: Iterable[str]) -> None:
+    """Check that a file to write is none that is read.
+
+    Args:
+        path (str): The file to write.
+        read (Iterable[str]): The files that are read.
+
+    Raises:
+        ValueError: If it is.
+    """
+    own = identity(path)
+    for file in read if own else ():
+        if identity(file) == own:
+            raise ValueError(
+                f'Got {path} to write, which is an input: {file} is read. '
+                'Give another path.')
+
+
+def check_tree(out: str, inputs: Iterable[str],
+               targets: Iterable[str] = ()) -> None:
+    """Check that a folder to write is apart from what is read: no links in
+    it, and no mounts, lead there.
+
+    Args:
+        out (str): The folder, which need not exist.
+        inputs (Iterable[str]): The files and folders that are read.
+        targets (Iterable[str]): The files that will be written in it.
+
+    Raises:
+        OSError: If it can't be written to.
+        ValueError: If it is, has, or is in one of the inputs.
+    """
+    check_folder(out)
+    chains: Dict[str, List[Identity]] = {}
+
+    def chain(folder: str) -> List[Identity]:
+        """A folder and those above"""
+        if folder not in chains:
+            above, own = osp.dirname(folder), identity(folder)
+            chains[folder] = ([] if above == folder else
+                              chain(above)) + ([] if own is None else [own])
+        return chains[folder]
+
+    folders: Dict[Identity, str] = {}
+    above: Dict[Identity, str] = {}
+    for path in inputs:
+        place = osp.realpath(path)
+        if osp.isdir(place):
+            folders.update(dict.fromkeys(chain(place)[-1:], path))
+        else:
+            place = osp.dirname(place)
+        above.update(dict.fromkeys(chain(place), path))
+    for folder in {out, *map(osp.dirname, targets)}:
+        for found in chain(osp.realpath(folder)):
+            if found in folders:
+                raise ValueError(
+                    f'Got the folder {out} to write to, of which {folder} '
+                    f'leads into {folders[found]}, expected neither to be in '
+                    'the other: what is written there would be read the next '
+                    'time. Give another folder.')
+        if identity(folder) in above:
+            raise ValueError(
+                f'Got the folder {out} to write to, of which {folder} leads '
+                f'to the input {above[identity(folder)]}, expected neither to '
+                'be in the other: it could be overwritten. Give another '
+                'folder.')
+
+
+def _lock(handle: int, path: str) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            error.errno, f'Another process writes to {path}, expected none. '
+            'Wait until it ends, or give another path.') from None
+
+
 @contextmanager
 def lock_folder(folder: str) -> Iterator[None]:
     """Keep other processes that lock it out of a folder; the lock ends with
     the process.
 
     Args:
-        folder (str): The folder, which is made.
+        folder (str): The folder, which is made, and removed if it stays empty.
 
     Raises:
         BlockingIOError: If another process has it.
     """
+    made, place = [], osp.abspath(folder)
+    while not osp.isdir(place):
+        made.append(place)
+        place = osp.dirname(place)
     os.makedirs(folder, exist_ok=True)
     if fcntl is None:
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise BlockingIOError(
-            error.errno, f'Another process writes to {folder}, expected none. '
-            'Wait until it ends, or give another folder.') from None
-    finally:
+    path = osp.join(folder, LOCK)
+    while True:
+        # On NFS, only a file that is open for writing can be locked.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            _lock(handle, folder)
+        except OSError:
+            os.close(handle)
+            raise
+        # Who had it may have removed it since.
+        if identity(path) == (os.fstat(handle).st_dev,
+                              os.fstat(handle).st_ino):
+            break
         os.close(handle)
+    try:
+        yield
+    finally:
+        os.remove(path)
+        os.close(handle)
+        with suppress(OSError):
+            for empty in made:
+                os.rmdir(empty)
 
 
-# What spreadsheets take for the beginning of a formula
-FORMULA = ('=', '+', '-', '@', '\t', '\r')
+# What spreadsheets take for the beginning of a formula:
+# https://owasp.org/www-community/attacks/CSV_Injection
+FORMULA = ('=', '+', '-', '@', '\t', '\r', '\n', '\uff1d', '\uff0b', '\uff0d',
+           '\uff20')
 
 
 def to_cell(text: str) -> str:

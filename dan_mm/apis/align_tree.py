@@ -8,6 +8,7 @@ import json
 import os.path as osp
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from typing import IO, Dict, Iterator, List, Tuple, Union
 
@@ -17,9 +18,8 @@ from rich.console import Console
 from rich.progress import track
 
 from dan_mm.datasets.alignment import ALIGNMENT, LANDMARKS, REPORT, AlignFace
-from dan_mm.datasets.conversion import check_apart
-from dan_mm.files import (check_folder, from_cell, lock_folder, to_cell,
-                          write_bytes)
+from dan_mm.files import (check_tree, from_cell, lock_folder, remove_partials,
+                          to_cell, write_bytes)
 from .faces import Face, FaceDetector
 from .find_model import find_model
 from .media import describe, list_images, read_image
@@ -64,17 +64,9 @@ class Picture:
                                                                   extension)
 
 
-def check_crops_apart(pictures: List[Picture], src: str, dst: str) -> None:
-    """Refuse images whose crops would overwrite each other, or images."""
+def check_crops_apart(pictures: List[Picture]) -> None:
+    """Refuse images whose crops would overwrite each other."""
     paths: Dict[str, str] = {}
-    source = osp.join(osp.realpath(src), '')
-    for folder in {osp.dirname(picture.path) for picture in pictures}:
-        # Folders of the new tree may be links.
-        place = osp.join(osp.realpath(osp.join(dst, folder)), '')
-        if place.startswith(source):
-            raise ValueError(
-                f'The folder {osp.join(dst, folder)} to write to leads into '
-                f'{src}, expected one elsewhere. Give another folder.')
     for picture in pictures:
         crop = picture.crop_path(1, False)
         other = paths.setdefault(crop, picture.path)
@@ -107,14 +99,24 @@ def choose(faces: List[Face], shape: Tuple[int, int], rule: str) -> List[Face]:
 
 
 def read_report(dst: str) -> Dict[str, List[dict]]:
-    """Read the rows of pictures that are done, and need not be done again."""
+    """Read the rows of pictures that are done, and need not be done again.
+
+    Raises:
+        ValueError: If the file is no report of this command.
+    """
     path = osp.join(dst, REPORT)
     rows: Dict[str, List[dict]] = {}
     if osp.isfile(path):
         with open(
                 path, newline='', encoding='utf-8',
                 errors='surrogateescape') as file:
-            for row in csv.DictReader(file):
+            reader = csv.DictReader(file)
+            if reader.fieldnames not in (None, HEADER):
+                raise ValueError(
+                    f'{path} has the columns {reader.fieldnames}, expected '
+                    f'{HEADER}, those of `dan-mm align`. Remove it, or give '
+                    'another folder.')
+            for row in read_rows(reader):
                 # The last line of a killed run may be a part of one.
                 if None not in row.values() and row['status'] != BROKEN:
                     row.update((name, from_cell(row[name])) for name in TEXTS)
@@ -129,9 +131,16 @@ def read_report(dst: str) -> Dict[str, List[dict]]:
     }
 
 
+def read_rows(reader: csv.DictReader) -> Iterator[dict]:
+    """Read rows as far as they are whole: those after a power failure may
+    not be, and the images of what is missing are aligned again."""
+    with suppress(csv.Error):
+        yield from reader
+
+
 def check_settings(dst: str, settings: dict, pictures: List[Picture],
                    several: bool) -> None:
-    """Note the settings in the new tree, or compare them with its own."""
+    """Compare the settings with those of the new tree, if it has some."""
     path = osp.join(dst, ALIGNMENT)
     if osp.isfile(path):
         with open(path, encoding='utf-8') as file:
@@ -142,13 +151,12 @@ def check_settings(dst: str, settings: dict, pictures: List[Picture],
                 f'{settings}, expected the same. Give the same options, or '
                 'another folder.')
         return
-    for picture in pictures:
-        crop = osp.join(dst, picture.crop_path(1, several))
-        if osp.lexists(crop):
+    for name in (REPORT, *(one.crop_path(1, several) for one in pictures)):
+        if osp.lexists(osp.join(dst, name)):
             raise FileExistsError(
-                f'{crop} exists, and was not written by this command: '
-                f'{path} is missing. Give an empty folder, or remove it.')
-    write_bytes(path, json.dumps(settings).encode())
+                f'{osp.join(dst, name)} exists, and was not written by this '
+                f'command: {path} is missing. Give an empty folder, or remove '
+                'it.')
 
 
 def load_ahead(pictures: List[Picture], pool: ThreadPoolExecutor,
@@ -236,8 +244,7 @@ def run(args: argparse.Namespace, output: IO[str]) -> int:
             raise ValueError(
                 f'--{option.replace("_", "-")} got {getattr(args, option)}, '
                 'expected at least 1.')
-    check_folder(args.dst)
-    check_apart(args.src, args.dst)
+    check_tree(args.dst, [args.src])
     files, others = list_images(args.src)
     if not files:
         raise ValueError(
@@ -246,23 +253,30 @@ def run(args: argparse.Namespace, output: IO[str]) -> int:
     pictures = [
         Picture(args.src, osp.relpath(file, args.src)) for file in files
     ]
-    check_crops_apart(pictures, args.src, args.dst)
+    check_crops_apart(pictures)
+    check_tree(args.dst, [args.src, *files],
+               [osp.join(args.dst, picture.path) for picture in pictures])
     align = AlignFace(args.size, args.margin, args.interpolation)
     if args.like:
         align = align_like(args.like)
     with lock_folder(args.dst):
         check_settings(args.dst, align.settings, pictures, args.faces == 'all')
         done = read_report(args.dst)
+        remaining = [one for one in pictures if one.path not in done]
+        # What is refused until here changes nothing.
+        detector = build_detector(args) if remaining else None
+        remove_partials(args.dst)
+        write_bytes(
+            osp.join(args.dst, ALIGNMENT),
+            json.dumps(align.settings).encode())
         report = osp.join(args.dst, REPORT)
         write_report(report, done)
         if done:
             print(
                 f'{len(done)} of {len(files)} images are done already.',
                 file=output)
-        remaining = [one for one in pictures if one.path not in done]
         if remaining:
-            append_to_report(report, remaining, build_detector(args), align,
-                             args)
+            append_to_report(report, remaining, detector, align, args)
         return summarize(report, others, output)
 
 

@@ -7,13 +7,15 @@ import cv2
 import numpy as np
 
 from dan_mm.datasets.loading import prepare_image
-from dan_mm.files import write_bytes
+from dan_mm.files import check_tree, partial_path, write_bytes
 from .drawing import draw_faces
 from .inferencer import PictureResult
 from .media import Picture, Source, open_video
 
 # The extensions of videos by their codecs
 VIDEO_FILES = dict(mp4v='.mp4', VP80='.webm')
+# Those of images; others become the last
+IMAGE_FILES = '.jpg', '.jpeg', '.png'
 
 
 class AnnotatedWriter:
@@ -31,7 +33,8 @@ class AnnotatedWriter:
             shrunk to that. Defaults to None, any size.
 
     Raises:
-        ValueError: If the folder is in one of the inputs, or has one.
+        OSError: If the folder can't be written to.
+        ValueError: If it is in one of the inputs, or has one.
     """
 
     def __init__(self,
@@ -52,26 +55,22 @@ class AnnotatedWriter:
         self.video: Optional[cv2.VideoWriter] = None
         self.source: Optional[str] = None
         files = [item for item in sources if isinstance(item, str)]
-        # Folders of the new tree may be links.
-        places = {
-            osp.join(osp.realpath(osp.join(out, folder)), '')
-            for folder in {'', *(osp.dirname(self._relative(path))
-                                 for path in files)}
-        }  # yapf: disable
-        for root in self.roots:
-            if any(
-                    place.startswith(osp.join(osp.realpath(root), ''))
-                    for place in places):
-                raise ValueError(
-                    f'Got the folder {out} to write to, which leads into '
-                    f'{root}, expected one elsewhere: what is written there '
-                    'would be read the next time.')
-        for path in files:
-            if osp.realpath(path).startswith(tuple(places)):
-                raise ValueError(
-                    f'Got the folder {out} to write to, which leads to the '
-                    f'input {path}, expected another folder: it could be '
-                    'overwritten.')
+        self.folders = {
+            osp.dirname(osp.join(out, self._relative(path)))
+            for path in files
+        } | {out}  # yapf: disable
+        check_tree(out, [*self.roots, *files],
+                   [osp.join(folder, '') for folder in self.folders])
+
+    def writes(self, path: str) -> bool:
+        """Tell if a file may be one of those to write, or the folder."""
+        place = osp.realpath(path)
+        if osp.join(osp.realpath(self.out),
+                    '').startswith(osp.join(place, '')):
+            return True
+        extension = osp.splitext(place)[1].lower()
+        return extension in (*IMAGE_FILES, *VIDEO_FILES.values()) and (
+            osp.dirname(place) in map(osp.realpath, self.folders))
 
     def __enter__(self) -> 'AnnotatedWriter':
         return self
@@ -123,8 +122,7 @@ class AnnotatedWriter:
             source = f'picture{self.number}.png'
         stem, own = osp.splitext(self._relative(source))
         if extension is None:
-            extension = own if own.lower() in ('.jpg', '.jpeg',
-                                               '.png') else '.png'
+            extension = own if own.lower() in IMAGE_FILES else '.png'
         path = osp.join(self.out, stem + extension)
         number = 1
         while path in self.taken:
@@ -153,10 +151,7 @@ class AnnotatedWriter:
             rate = video.get(cv2.CAP_PROP_FPS)
             video.release()
         rate = rate if 1 <= rate <= 240 else 25.
-        # The names of files have a limit of their own.
-        self.partial = osp.join(
-            osp.dirname(self.target),
-            f'.{os.getpid()}.partial{VIDEO_FILES[self.codec]}')
+        self.partial = partial_path(self.target)
         self.video = cv2.VideoWriter(self.partial,
                                      cv2.VideoWriter_fourcc(*self.codec), rate,
                                      size)

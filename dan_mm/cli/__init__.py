@@ -51,7 +51,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """
     args = parse_args(sys.argv[1:] if argv is None else list(argv))
     try:
-        return COMMANDS[args.command].run(args)
+        status = COMMANDS[args.command].run(args)
+        if sys.stdout:
+            # Or a full disk would be found when Python ends.
+            sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print('Interrupted; what was written stays.', file=sys.stderr)
         return INTERRUPTED

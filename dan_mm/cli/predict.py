@@ -14,7 +14,7 @@ import sys
 from contextlib import ExitStack
 from typing import IO, Dict, Iterable, List, Sequence
 
-from dan_mm.files import check_folder, check_result, open_result, to_cell
+from dan_mm.files import check_file, check_result, open_result, to_cell
 from .output import add_verbose, results_only
 
 HELP = 'tell the expressions of the faces of images and videos'
@@ -97,7 +97,6 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
     from dan_mm.apis import FaceDetector, FERInferencer
     from dan_mm.apis.inferencer import printable
     from dan_mm.apis.media import count, expand
-    check_targets(args)
     inputs = [
         int(item) if item.isdecimal() and not osp.exists(item) else item
         for item in args.inputs
@@ -107,6 +106,7 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
     if args.out:
         from dan_mm.apis.annotate import AnnotatedWriter
         annotated = AnnotatedWriter(args.out, inputs, sources)
+    check_results(args, sources, annotated)
     inferencer = FERInferencer(
         args.model,
         args.config,
@@ -120,17 +120,6 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
             score_thr=args.score_thr)
     summary = Summary()
     with ExitStack() as stack:
-        writers = []
-        if args.json:
-            writers.append(JSONWriter(open_text(args.json, output, stack)))
-        if args.csv:
-            writers.append(
-                CSVWriter(
-                    open_text(args.csv, output, stack), inferencer.classes))
-        if annotated:
-            writers.append(stack.enter_context(annotated))
-        if not writers:
-            writers.append(TextWriter(output))
         console = Console(stderr=True)
         total = count(sources)
         progress = stack.enter_context(
@@ -145,11 +134,16 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
                 disable=not console.is_terminal or total == 1
                 or output.isatty()))
         task = progress.add_task('', total=total)
+        writers = []
         for picture, result in inferencer.stream_pictures(
                 sources,
                 aligned=args.aligned,
                 embeddings=args.embeddings,
                 smoothing=args.smoothing):
+            # An error before the first result changes no file.
+            if not writers:
+                writers = open_writers(args, annotated, inferencer.classes,
+                                       output, stack)
             summary.add(result)
             for writer in writers:
                 try:
@@ -165,24 +159,50 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
     return int(bool(summary.errors))
 
 
-def check_targets(args: argparse.Namespace) -> None:
-    """Refuse files that can not be written, or are no earlier results."""
-    paths = []
-    for kind in 'json', 'csv':
-        path = getattr(args, kind)
-        if path and path != '-':
-            check_result(path, kind)
-            paths.append(osp.realpath(path))
-    if len(set(paths)) < len(paths) or args.json == args.csv == '-':
-        raise ValueError(f'Got {args.json} for --json and {args.csv} for '
-                         '--csv, expected two files.')
-    if args.out:
-        check_folder(args.out)
+def check_results(args: argparse.Namespace, sources: Sequence,
+                  annotated) -> None:
+    """Refuse files that can not be written, are no earlier results, or would
+    be written twice."""
+    files = {
+        kind: path
+        for kind in ('json', 'csv') if (path := getattr(args, kind))
+    }
+    models = (args.model, args.config, args.detector_config,
+              args.detector_checkpoint)
+    read = [item for item in (*sources, *models) if isinstance(item, str)]
+    taken = set()
+    for kind, path in files.items():
+        place = osp.realpath('/dev/stdout' if path == '-' else path)
+        if taken & {place, f'{place}.partial'}:
+            raise ValueError(f'Got {args.json} for --json and {args.csv} for '
+                             '--csv, expected two files.')
+        taken |= {place, f'{place}.partial'}
+        if path == '-':
+            continue
+        check_result(path, kind)
+        check_file(path, read)
+        if annotated and annotated.writes(place):
+            raise ValueError(f'Got {path} for --{kind}, which --out '
+                             f'{args.out} writes, too, expected another file.')
 
 
-def open_text(path: str, output: IO[str], stack: ExitStack) -> IO[str]:
-    """Open a file to write, until the stack ends; - is the output."""
-    return output if path == '-' else stack.enter_context(open_result(path))
+def open_writers(args: argparse.Namespace, annotated, classes: Sequence[str],
+                 output: IO[str], stack: ExitStack) -> list:
+    """Open the outputs that the options name, until the stack ends."""
+
+    def open_text(path: str) -> IO[str]:
+        # - is the output.
+        return output if path == '-' else stack.enter_context(
+            open_result(path))
+
+    writers = []
+    if args.json:
+        writers.append(JSONWriter(open_text(args.json)))
+    if args.csv:
+        writers.append(CSVWriter(open_text(args.csv), classes))
+    if annotated:
+        writers.append(stack.enter_context(annotated))
+    return writers or [TextWriter(output)]
 
 
 def _count(number: int, noun: str) -> str:

@@ -12,6 +12,7 @@ from copy import deepcopy
 from numbers import Real
 from typing import IO, TYPE_CHECKING, Optional, Sequence
 
+from dan_mm.files import check_file
 from .config import add_common_arguments, check_data, find_config
 from .output import add_verbose, results_only
 
@@ -298,6 +299,8 @@ def run(args: argparse.Namespace) -> int:
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
         dan_mm.register_all_modules(init_default_scope=False)
         args.config = find_config(args.config)
+        if args.out:
+            check_file(args.out, [args.config, args.checkpoint])
         cfg = merge_args(Config.fromfile(args.config), args)
         check_data(cfg, 'test')
         init_cpu_processes(cfg)

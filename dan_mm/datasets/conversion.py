@@ -4,6 +4,7 @@ folders ``<split>/<class>``, by the names that its data set here reads."""
 import argparse
 import csv
 import hashlib
+import io
 import math
 import os
 import os.path as osp
@@ -14,7 +15,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from glob import escape as escape_glob
-from glob import glob, iglob
+from glob import glob
 from typing import (Callable, Dict, Iterator, List, NamedTuple, Optional,
                     Sequence, Union)
 
@@ -24,6 +25,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from ..files import check_tree, to_cell, write_bytes
 from .base import FERDataset
 from .folder import (HIDDEN, LOOP, MISSING, SPLITS, find_classes, find_splits,
                      scan)
@@ -298,15 +300,14 @@ def convert(items: List[Item], dst: str) -> Iterator[Union[bool, LeftOut]]:
 
 def write_left_out(left_out: List[LeftOut], dst: str) -> None:
     """Write the list of the pictures that are left out."""
-    temporary = osp.join(dst, f'.{LEFT_OUT}')
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(['path', 'reason', 'detail'])
+    writer.writerows(map(to_cell, item[:3]) for item in left_out)
     # File names need not be text.
-    with open(
-            temporary, 'w', newline='', encoding='utf-8',
-            errors='surrogateescape') as file:
-        writer = csv.writer(file)
-        writer.writerow(['path', 'reason', 'detail'])
-        writer.writerows(item[:3] for item in left_out)
-    os.replace(temporary, osp.join(dst, LEFT_OUT))
+    write_bytes(
+        osp.join(dst, LEFT_OUT),
+        table.getvalue().encode('utf-8', 'surrogateescape'))
 
 
 def splits_of(counts: Counter) -> List[str]:
@@ -422,30 +423,6 @@ def run(plan: Callable[[str], Plan],
         raise SystemExit(str(error))
 
 
-def check_apart(src: str, dst: str) -> None:
-    """Refuse to write into a data set, or around it.
-
-    Args:
-        src (str): The data set.
-        dst (str): The folder to write.
-
-    Raises:
-        ValueError: If one is in the other.
-    """
-    source = osp.join(osp.realpath(src), '')
-    folders = [
-        path for pattern in ('*', osp.join('*', '*'))
-        for path in iglob(osp.join(escape_glob(dst), pattern))
-        if osp.islink(path)
-    ]
-    for path in (dst, *folders):
-        target = osp.join(osp.realpath(path), '')
-        if target.startswith(source) or source.startswith(target):
-            raise ValueError(
-                f'The results would go to {target}, the data set is {source}, '
-                'expected neither to be in the other. Give another folder.')
-
-
 def check_source(src: str, dst: str) -> None:
     """Refuse to write among the results of another source: where names are the
     same, its pictures would stay.
@@ -476,13 +453,7 @@ def check_source(src: str, dst: str) -> None:
 
 def write_source(src: str, dst: str) -> None:
     """Write where the pictures of a folder are from."""
-    os.makedirs(dst, exist_ok=True)
-    temporary = osp.join(dst, f'{SOURCE}.tmp')
-    with open(
-            temporary, 'w', newline='', encoding='utf-8',
-            errors='surrogateescape') as file:
-        file.write(osp.realpath(src))
-    os.replace(temporary, osp.join(dst, SOURCE))
+    write_bytes(osp.join(dst, SOURCE), os.fsencode(osp.realpath(src)))
 
 
 def _run(make_plan: Callable, make_config: Callable, src: str,
@@ -491,8 +462,7 @@ def _run(make_plan: Callable, make_config: Callable, src: str,
         raise FileNotFoundError(f'Found no {osp.abspath(src)}, expected a '
                                 'data set. Check the path.')
     if dst:
-        check_apart(src, dst)
-        check_source(src, dst)
+        check_tree(dst, [src])
     plan = make_plan(src)
     items, left_out = plan.items, plan.left_out
     if not items:
@@ -500,6 +470,8 @@ def _run(make_plan: Callable, make_config: Callable, src: str,
         raise ValueError(f'{osp.abspath(src)} has no picture for this data '
                          'set, expected some. Check the path.')
     if dst:
+        check_tree(dst, [src], [osp.join(dst, item.path) for item in items])
+        check_source(src, dst)
         items, lost, new = [], [], 0
         results = track(
             convert(plan.items, dst), 'Converting', total=len(plan.items))

@@ -1,5 +1,4 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-import os
 import os.path as osp
 import re
 from typing import Any, Dict, Optional, Sequence
@@ -9,6 +8,7 @@ import torch.nn as nn
 from mmpretrain.models import ResNet
 
 from ..checkpoint import weights_only
+from ..files import atomic_write, check_file
 from ..hub import WheelMember, download
 from .retinaface import RetinaFace
 
@@ -203,8 +203,7 @@ def _load(path: str) -> Any:
 
 
 def convert_file(src: str, dst: str) -> int:
-    """Convert a file of public weights. The write is atomic: temporary file,
-    then rename.
+    """Convert a file of public weights.
 
     Args:
         src (str): See :func:`convert`. Nothing in it is executed.
@@ -215,17 +214,16 @@ def convert_file(src: str, dst: str) -> int:
 
     Raises:
         OSError: If a file can't be read or written.
-        ValueError: If the source holds something else.
+        ValueError: If the source holds something else, or is the target.
         CheckpointLoadError: If it holds code, or is broken.
     """
+    check_file(dst, [src])
     checkpoint = _load(src)
     try:
         state_dict = convert(checkpoint)
     except ValueError as error:
         raise ValueError(f'{src} can not be converted. {error}') from None
-    os.makedirs(osp.dirname(osp.abspath(dst)), exist_ok=True)
-    temporary = f'{dst}.{os.getpid()}.part'
     meta = dict(dataset_meta=dict(classes=('face', )))
-    torch.save(dict(meta=meta, state_dict=state_dict), temporary)
-    os.replace(temporary, dst)
+    with atomic_write(dst) as temporary, open(temporary, 'wb') as file:
+        torch.save(dict(meta=meta, state_dict=state_dict), file)
     return len(state_dict)

@@ -198,9 +198,9 @@ def test_refusals(predict, tree, tmp_path, picture_of):
     before = (tree / 'a.png').read_bytes()
     for arguments, sentence in (
         ([tmp_path / 'nowhere'], 'Found no file or folder'),
-        ([tree, '--out', tree / 'out'], 'expected one elsewhere'),
-        ([tree / 'a.png', '--out', tree], 'expected another folder'),
-        ([other, tree / 'a.png', '--out', tree], 'expected another folder'),
+        ([tree, '--out', tree / 'out'], 'leads into'),
+        ([tree / 'a.png', '--out', tree], 'leads to the input'),
+        ([other, tree / 'a.png', '--out', tree], 'leads to the input'),
         ([tree, '--json', tree / 'a.png'], 'is no earlier result'),
         ([tree, '--json', '-', '--csv', '-'], 'expected two files'),
         ([tree, '--json', tmp_path / 'no' / 'x'], 'Can not write'),

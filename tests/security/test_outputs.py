@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,8 @@ from dan_mm import cli
 from dan_mm.apis import align_tree
 from dan_mm.apis.faces import Face
 from dan_mm.apis.orientation import UPRIGHT
-from dan_mm.files import atomic_write, from_cell, lock_folder, to_cell
+from dan_mm.files import (atomic_write, from_cell, lock_folder, open_result,
+                          to_cell)
 
 
 def stub(images):
@@ -74,18 +76,25 @@ def refuse_predict(run, images, *options, match):
 @pytest.mark.parametrize('kind', ['json', 'csv'])
 @pytest.mark.parametrize('name', [
     'epoch_2.pth', 'config.py', 'images/0.png', 'notes.txt', 'labels.csv',
-    'package.json'
+    'package.json', 'text.json', 'empty.pth', 'empty.py'
 ])
 def test_what_is_no_earlier_result_stays(run, images, name, kind):
     path = images.parent / name
     if not path.exists():
-        path.write_text('{"name": 1}' if name.endswith('json') else 'a,b')
+        path.write_text({
+            'package.json': '{"name": 1}',
+            'text.json': '"faces"',
+            'empty.pth': '',
+            'empty.py': ''
+        }.get(name, 'a,b'))
     refuse_predict(
         run, images, f'--{kind}', path, match='is no earlier result')
     link, hard = images.parent / 'link', images.parent / 'hard'
     link.symlink_to(path)
     os.link(path, hard)
-    for other in link, hard, f'{images.parent}/images/../{name}':
+    # Another name of an empty file would be replaced, and the file stay.
+    others = [link, f'{images.parent}/images/../{name}']
+    for other in others + [hard] * (path.stat().st_size > 0):
         refuse_predict(
             run, images, f'--{kind}', other, match='is no earlier result')
 
@@ -248,7 +257,7 @@ def test_two_aligns_into_one_folder(run, images, tmp_path):
             stderr=subprocess.PIPE)
         assert process.returncode == 2
         assert 'Another process writes to' in process.stderr
-        assert not list(out.iterdir())
+        assert os.listdir(out) == ['.lock']
     assert run('align', images, out)[0] == 0
     assert len(rows_of(out / 'faces.csv')) == 5
     assert run('align', images, out)[0] == 0
@@ -332,7 +341,8 @@ def test_no_cell_is_a_formula(run, tmp_path, monkeypatch, name):
 
 
 def test_cells():
-    for text in '=1', '+1', '-1', '@x', '\tx', '\rx', "'x", "''=":
+    for text in ('=1', '+1', '-1', '@x', '\tx', '\rx', '\nx', '＝1', "'x",
+                 "''="):
         assert to_cell(text) == f"'{text}" and from_cell(to_cell(text)) == text
     for text in '', 'a=1', 'ü':
         assert to_cell(text) == text == from_cell(text)
@@ -357,3 +367,121 @@ def test_atomic_writes(tmp_path):
     with atomic_write(str(path), keep_partial=True) as temporary:
         open(temporary, 'w').write('newer')
     assert victim.read_text() == 'whole' and path.read_text() == 'newer'
+
+
+def test_results_are_not_in_the_annotated_tree(run, images, tmp_path):
+    for options in (['--json', 'x', '--out',
+                     'x'], ['--csv', 'x', '--out',
+                            'x/y'], ['--csv', 'there/0.png', '--out',
+                                     'there']):
+        (tmp_path / 'there').mkdir(exist_ok=True)
+        paths = [
+            item if item.startswith('--') else tmp_path / item
+            for item in options
+        ]
+        refuse_predict(run, images, *paths, match='which --out')
+
+
+def test_a_refused_option_changes_nothing(run, images, tmp_path, monkeypatch):
+    """Not even what an interrupted run has left"""
+    (tmp_path / 'x.csv.partial').write_text('path,frame,time,\nprecious')
+    before = set(tmp_path.rglob('*')), contents(tmp_path)
+    status, _ = run('predict', images, '--aligned', '--smoothing', 3, '--csv',
+                    tmp_path / 'x.csv', '--json', tmp_path / 'x.json')
+    assert status == 2
+    assert before == (set(tmp_path.rglob('*')), contents(tmp_path))
+
+    def fail(_):
+        raise ValueError('no such detector')
+
+    monkeypatch.setattr(align_tree, 'build_detector', fail)
+    for dst in 'new/folder', 'there':
+        (tmp_path / 'there').mkdir(exist_ok=True)
+        before = set(tmp_path.rglob('*')), contents(tmp_path)
+        assert run('align', images, tmp_path / dst)[0] == 2
+        assert before == (set(tmp_path.rglob('*')), contents(tmp_path))
+
+
+def test_the_report_of_something_else_stays(run, images, tmp_path):
+    """Such as the table of `dan-mm predict` in that folder"""
+    for content in b'path,frame\nx,1\n', b'path,status\n\0', b'\x89PNG\0':
+        (tmp_path / 'out').mkdir(exist_ok=True)
+        (tmp_path / 'out/faces.csv').write_bytes(content)
+        before = contents(tmp_path)
+        status, error = run('align', images, tmp_path / 'out')
+        assert status == 2 and 'faces.csv' in error, error
+        assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize('tool, options', [
+    ('dan_to_mmpretrain', ['{0}', '{1}']),
+    ('retinaface_to_mmdet', ['{0}', '{1}']),
+    ('publish_model', ['config.py', '{0}', '{1}']),
+    ('publish_model', ['{0}', 'epoch_1.pth', '{1}']),
+    ('dlib_to_mmpretrain', ['images', '{1}', '--src', '{0}']),
+])
+@pytest.mark.parametrize('target', ['./x', 'linked', 'hard'])
+def test_converters_write_to_no_input(images, tmp_path, monkeypatch, tool,
+                                      options, target):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'x').write_text('model = None')
+    (tmp_path / 'linked').symlink_to('x')
+    os.link('x', 'hard')
+    before = contents(tmp_path)
+    main = runpy.run_path(f'{ROOT}/tools/model_converters/{tool}.py')['main']
+    with pytest.raises(SystemExit, match='is an input'):
+        main([option.format('x', target) for option in options])
+    assert contents(tmp_path) == before
+
+
+def test_two_runs_into_one_file(tmp_path):
+    """The second is refused, and the first ends with all of its results."""
+    path = str(tmp_path / 'x')
+    with open_result(path) as file:
+        file.write('1')
+        file.flush()
+        with pytest.raises(BlockingIOError, match='Another process'):
+            with open_result(path):
+                pass
+        file.write('2')
+    assert (tmp_path / 'x').read_text() == '12'
+
+
+def test_a_file_stays_as_private_as_it_was(tmp_path):
+    path = tmp_path / 'x'
+    path.touch(0o600)
+    with open_result(str(path)) as file:
+        file.write('new')
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_report_with_a_broken_end(run, images, tmp_path):
+    """As a power failure leaves it"""
+    assert run('align', images, tmp_path / 'out')[0] == 0
+    report = tmp_path / 'out/faces.csv'
+    whole = rows_of(report)
+    for end in bytes(9000), b'"' + b'x' * 200_000:
+        lines = report.read_bytes().splitlines(True)
+        report.write_bytes(b''.join(lines[:3]) + end)
+        assert run('align', images, tmp_path / 'out')[0] == 0
+        assert rows_of(report) == whole
+
+
+def test_what_a_killed_align_leaves_is_removed(run, images, tmp_path):
+    (tmp_path / 'out/sub').mkdir(parents=True)
+    (tmp_path / 'out/sub/.12-345.partial.png').touch()
+    assert run('align', images, tmp_path / 'out')[0] == 0
+    assert not list((tmp_path / 'out').rglob('*.partial*'))
+
+
+def test_mounts_lead_to_no_input(run, images, tmp_path, monkeypatch):
+    """A folder that is there twice, which no link shows"""
+    mount = tmp_path / 'mount'
+    mount.mkdir()
+    real, twin = os.stat, os.stat(images)
+    monkeypatch.setattr(
+        os, 'stat', lambda path, **options: twin
+        if str(path) == str(mount) else real(path, **options))
+    assert run('align', images, mount / 'new')[0] == 2
+    assert run('predict', images, '--aligned', '--out', mount)[0] == 2
+    assert not list(mount.iterdir())

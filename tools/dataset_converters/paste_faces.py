@@ -15,8 +15,9 @@ import sklearn.datasets
 from rich.progress import track
 
 from dan_mm.datasets import LoadCheckedImage
-from dan_mm.datasets.conversion import check_apart, check_source, write_source
+from dan_mm.datasets.conversion import check_source, write_source
 from dan_mm.datasets.folder import list_images
+from dan_mm.files import check_tree, write_bytes
 
 INDEX = 'index.csv'
 NUMBERS = [
@@ -438,18 +439,20 @@ def write_split(dst: str, split: str, portraits: List[Portrait],
         name = f'{i:05d}.jpg'
         content = cv2.imencode('.jpg', picture,
                                [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
-        content.tofile(osp.join(folder, name))
+        write_bytes(osp.join(folder, name), content.tobytes())
         lines += [f'# {name}', *(format_face(f, args.size) for f in faces)]
         total += len(faces)
     # Last: without it the data set is refused.
-    with open(osp.join(dst, split, 'label.txt'), 'w', newline='\n') as file:
-        file.write('\n'.join([*lines, '']))
+    write_bytes(
+        osp.join(dst, split, 'label.txt'), '\n'.join([*lines, '']).encode())
     return total
 
 
 def run(args: argparse.Namespace) -> None:
     """Make the data set."""
-    check_apart(args.src, args.dst)
+    check_tree(args.dst, filter(None, [args.src, args.backgrounds]), [
+        osp.join(args.dst, split, 'images', '') for split in ('train', 'val')
+    ])
     check_source(args.src, args.dst)
     persons = load_portraits(args.src)
     backgrounds = load_backgrounds(args.backgrounds)

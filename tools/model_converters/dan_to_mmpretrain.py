@@ -1,6 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import argparse
-import os
 import os.path as osp
 import re
 from typing import Dict, Iterable, Optional, Sequence
@@ -14,6 +13,7 @@ from dan_mm.apis.model_index import find_configs
 from dan_mm.checkpoint import CheckpointLoadError, weights_only
 from dan_mm.datasets import RAFDB, SFEW, AffectNet, FERPlus
 from dan_mm.description import describe
+from dan_mm.files import atomic_write, check_file
 
 METAINFO = dict(
     affectnet7={
@@ -161,9 +161,10 @@ def main(argv: Optional[Iterable[str]] = None) -> None:
     args = parser.parse_args(argv)
 
     try:
+        check_file(args.dst, [args.src])
         with weights_only():
             checkpoint = torch.load(args.src, map_location='cpu')
-    except CheckpointLoadError as error:
+    except (CheckpointLoadError, ValueError) as error:
         raise SystemExit(str(error))
     except OSError as error:
         raise SystemExit(f'Can not read the checkpoint {args.src}: {error}.')
@@ -180,11 +181,8 @@ def main(argv: Optional[Iterable[str]] = None) -> None:
         meta['dataset_meta'] = METAINFO[args.dataset]
         meta.update(describe_dan(args.dataset, state_dict))
 
-    os.makedirs(osp.dirname(osp.abspath(args.dst)), exist_ok=True)
-    # The new file is whole or not there.
-    temporary = f'{args.dst}.part'
-    torch.save(dict(meta=meta, state_dict=state_dict), temporary)
-    os.replace(temporary, args.dst)
+    with atomic_write(args.dst) as temporary, open(temporary, 'wb') as file:
+        torch.save(dict(meta=meta, state_dict=state_dict), file)
     centers = 'with' if CENTERS in state_dict else 'without'
     print(f'Wrote {len(state_dict)} tensors, {centers} class centres, to '
           f'{args.dst}.')

