@@ -181,7 +181,7 @@ def test_refusals(tmp_path, checkpoints):
     torch.save(
         dict(
             meta=dict(dataset_meta=dict(classes=('glad', 'grim'))),
-            state_dict={}), tmp_path / 'mine.pth')
+            state_dict=dict(weight=torch.zeros(1))), tmp_path / 'mine.pth')
     with pytest.raises(SystemExit, match='names of 2 classes'):
         merge(ferplus, tmp_path / 'mine.pth')
 

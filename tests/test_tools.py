@@ -209,10 +209,10 @@ def test_resuming_runs_nothing_of_a_checkpoint(trained, ferplus_root,
 
 
 @pytest.mark.parametrize('checkpoint, message', [
-    (dict(model_state_dict={}), 'converted with .tools/model_converters/dan'),
-    ([1], 'no weights by their names'),
-    (dict(state_dict=dict(x=1)), 'no weights by their names'),
-    (dict(state_dict=dict(x=torch.zeros(1))), 'none of its 1 weights'),
+    (dict(model_state_dict={}), 'original code.*tools/model_converters/dan'),
+    ([1], "is a list, expected .*'state_dict'"),
+    (dict(state_dict=dict(x=1)), 'expected weights by their names'),
+    (dict(state_dict=dict(x=torch.zeros(1))), 'of its 1 weights none'),
 ])
 def test_training_does_not_start_from_anything(ferplus_root, tmp_path,
                                                checkpoint, message):
@@ -381,7 +381,7 @@ def test_starting_from_weights_of_another_shape_is_refused(
         load_from=str(trained[0] / 'epoch_1.pth'),
         model__backbone__stem_channels=32)
     start.register_hook(CheckpointFitHook(partial=True, new_classes=True))
-    with pytest.raises(ValueError, match='backbone.bn1.* has the shape .64,'):
+    with pytest.raises(ValueError, match=r'bn1.* shape torch.Size.\[64\]'):
         start.train()
 
 

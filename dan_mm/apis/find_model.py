@@ -8,7 +8,6 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from mmpretrain.apis import ModelHub
 
-from dan_mm.checkpoint import get_weights
 from dan_mm.description import (WITH_CONFIG, Description, check_description,
                                 check_metainfo, describe)
 from dan_mm.hub import download
@@ -61,9 +60,7 @@ def find_model(model: Union[str, PathLike, None] = None,
         osp.expanduser(str(model)))
     checkpoint = CheckpointLoader.load_checkpoint(
         path, map_location='cpu', logger='silent')
-    weights = get_weights(checkpoint, path)
-    meta = checkpoint.get('meta')
-    meta = meta if isinstance(meta, dict) else {}
+    weights, meta = checkpoint['state_dict'], checkpoint['meta']
     if config is not None:
         description = describe(_load_config(str(config)))
     elif 'model' in meta:

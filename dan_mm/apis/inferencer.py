@@ -19,7 +19,7 @@ from dan_mm.datasets import AlignFace
 from dan_mm.datasets.alignment import ALIGNMENT as ALIGNMENT_FILE
 from dan_mm.description import (MAX_TENSOR, WITH_CONFIG, build_classifier,
                                 check_cost)
-from dan_mm.engine import CheckpointFitHook
+from dan_mm.engine.hooks import compare_weights, list_some
 from dan_mm.models import MAN
 from .faces import Face, FaceDetector, choose_device
 from .find_model import FoundModel, find_model
@@ -245,13 +245,12 @@ class FERInferencer:
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             model = build_classifier(found.description, found.weights,
                                      found.path)
-            problems = CheckpointFitHook().compare(
-                model, dict(state_dict=found.weights))
+            problems = compare_weights(
+                model, found.weights, optional='head.loss_')
             if problems:
-                more = f' and {len(problems) - 3} more' if problems[3:] else ''
                 raise ValueError(
                     f'The weights of {found.path} do not fit the model that '
-                    f'it describes: {"; ".join(problems[:3])}{more}. Get the '
+                    f'it describes: {list_some(problems)}. Get the '
                     'checkpoint again, or give the `config` that it was '
                     'trained with.')
             dataset = dict(pipeline=found.description.pipeline)

@@ -1,16 +1,19 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import re
-from typing import List, Optional
+from typing import Any, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.model import BaseTTAModel, PretrainedInit, is_model_wrapper
+from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from mmpretrain.registry import HOOKS
 from torch.utils.data import Dataset
 
+from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.description import check_description, describe
+from .training_state import check_training_state
 
 
 def get_classes(dataset: Dataset) -> Optional[tuple]:
@@ -75,6 +78,61 @@ class ClassCheckHook(Hook):
                 f'{classes}. Set `model.head.num_classes` to their number.')
 
 
+def compare_weights(model: nn.Module,
+                    weights: dict,
+                    share: Optional[float] = None,
+                    optional: str = '') -> List[str]:
+    """Load weights, or list what does not fit.
+
+    Args:
+        model (nn.Module): The model, which gets the weights that fit.
+        weights (dict[str, Tensor]): The weights.
+        share (float, optional): Which share of the model's weights is enough.
+            Defaults to None: all of them, and no other.
+        optional (str): The beginning of names that need not fit. Defaults to
+            ''.
+
+    Returns:
+        list[str]: What is missing, left over, or of another shape; empty if
+        all fits.
+    """
+    # PyTorch fills in what it did not save at first.
+    own = [
+        key for key in model.state_dict() if 'num_batches_tracked' not in key
+    ]
+    weights = {
+        re.sub(r'^module\.', '', key): value
+        for key, value in weights.items()
+    }
+    try:
+        # It raises where a weight has another shape.
+        keys = model.load_state_dict(weights, strict=False)
+    except Exception as error:
+        # Networks convert weights of other versions before that.
+        first, *lines = str(error).splitlines() or [type(error).__name__]
+        return [line.strip() for line in lines] or [first]
+    if share is not None:
+        found = len(set(own).difference(keys.missing_keys))
+        if found >= max(share * len(own), 1):
+            return []
+        return [
+            f'of its {len(weights)} weights {found or "none"} '
+            f'{"have names" if found > 1 else "has a name"} that the model '
+            f'knows, which has {len(own)}'
+        ]
+    return [
+        f'{key} is {what}'
+        for names, what in ((keys.missing_keys, 'missing'),
+                            (keys.unexpected_keys, 'left over'))
+        for key in names if not (optional and key.startswith(optional))
+    ]
+
+
+def list_some(problems: Sequence[str]) -> str:
+    more = f' and {len(problems) - 3} more' if problems[3:] else ''
+    return f'{"; ".join(problems[:3])}{more}'
+
+
 @HOOKS.register_module()
 class CheckpointFitHook(Hook):
     """Refuse a checkpoint whose weights are not those of the model.
@@ -92,12 +150,56 @@ class CheckpointFitHook(Hook):
             Otherwise the classes must be the same. Defaults to False.
     """
 
+    # Other hooks change what is loaded.
+    priority = 'VERY_HIGH'
+
     def __init__(self,
                  partial: bool = False,
                  new_classes: bool = False) -> None:
         self.partial = partial
         self.new_classes = new_classes
         self.classes = None  # their names, in a checkpoint that has them
+
+    def before_run(self, runner: Runner) -> None:
+        """Compare weights that parts of the model start from, with
+        ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
+
+        Args:
+            runner (Runner): The runner, with its model.
+
+        Raises:
+            CheckpointLoadError: If a weight has another shape, or less than
+                half of the part gets weights.
+        """
+        # A test has its config.
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        for name, module in model.named_modules():
+            starts = getattr(module, 'init_cfg', None) or []
+            for start in [starts] if isinstance(starts, dict) else starts:
+                if WEIGHT_INITIALIZERS.get(start['type']) is PretrainedInit:
+                    self._compare_start(f'model.{name}'.rstrip('.'),
+                                        module, start['checkpoint'],
+                                        start.get('prefix'))
+
+    @staticmethod
+    def _compare_start(name: str, module: nn.Module, path: str,
+                       prefix: Optional[str]) -> None:
+        weights = CheckpointLoader.load_checkpoint(
+            path, map_location='cpu', logger='silent')['state_dict']
+        prefix = f'{prefix.rstrip(".")}.' if prefix else ''
+        weights = {
+            key[len(prefix):]: value
+            for key, value in weights.items() if key.startswith(prefix)
+        }
+        problems = compare_weights(module, weights, share=0.5)
+        if problems:
+            raise CheckpointLoadError(
+                f'The weights {path} do not fit {name}: '
+                f'{list_some(problems)}. Set `{name}.init_cfg` to weights of '
+                'this network, with their `prefix`, or to None.')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the weights of the checkpoint and of the model.
@@ -107,27 +209,65 @@ class CheckpointFitHook(Hook):
             checkpoint (dict): The loaded checkpoint.
 
         Raises:
-            ValueError: If a weight is missing, left over or of another shape.
+            CheckpointLoadError: If a weight is missing, left over or of
+                another shape, or training can't resume from it.
         """
-        meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else {}
-        self.classes = ((meta or {}).get('dataset_meta') or {}).get('classes')
+        self.classes = (checkpoint['meta'].get('dataset_meta')
+                        or {}).get('classes')
         if self.new_classes:
             self._drop_other_head(runner, checkpoint)
         if runner._resume and 'optimizer' not in checkpoint:
-            raise ValueError(
+            raise CheckpointLoadError(
                 'The checkpoint has no state of the optimizer, expected one '
                 'to resume from. Use `epoch_<number>.pth`; the best ones are '
                 'weights only, to start from with `--cfg-options load_from=`.')
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        problems = self.compare(model, checkpoint)
+        # A tenth, since heads can be larger than the backbone that is known.
+        # The class centres are for training only; a head of other classes was
+        # dropped.
+        problems = compare_weights(
+            model,
+            checkpoint['state_dict'],
+            share=0.1 if self.partial else None,
+            optional='head.' if self.new_classes else 'head.loss_')
         if problems:
-            more = f' and {len(problems) - 3} more' if problems[3:] else ''
-            raise ValueError(
+            raise CheckpointLoadError(
                 'The checkpoint does not fit the model of this config: '
-                f'{"; ".join(problems[:3])}{more}. Use it with the config '
-                'that it was trained with.')
+                f'{list_some(problems)}. Use it with the config that it was '
+                'trained with.')
+        if runner._resume:
+            check_training_state(runner, checkpoint)
+
+    def after_test_iter(self,
+                        runner: Runner,
+                        batch_idx: int,
+                        data_batch: Any = None,
+                        outputs: Optional[Sequence] = None) -> None:
+        """Refuse scores that are no numbers: as an accuracy they would be 0.
+
+        Validation does so, too.
+
+        Args:
+            runner (Runner): The runner.
+            batch_idx (int): The index of the batch.
+            data_batch (Any, optional): The batch. Defaults to None.
+            outputs (Sequence, optional): The predictions. Defaults to None.
+
+        Raises:
+            CheckpointLoadError: If scores are not finite.
+        """
+        for sample in outputs or ():
+            scores = getattr(sample, 'pred_score', None)
+            if scores is not None and not scores.isfinite().all():
+                raise CheckpointLoadError(
+                    'The model gives scores that are not finite (NaN or '
+                    'infinity), expected numbers: its training has diverged. '
+                    'Use an earlier checkpoint, a lower learning rate, or no '
+                    '--amp.')
+
+    after_val_iter = after_test_iter
 
     def before_train(self, runner: Runner) -> None:
         """Compare the names of the classes where training resumes."""
@@ -163,11 +303,10 @@ class CheckpointFitHook(Hook):
         classes = get_classes(dataset)
         if not classes or self.classes and tuple(self.classes) == classes:
             return
-        weights = checkpoint.get('state_dict', checkpoint) if isinstance(
-            checkpoint, dict) else {}
+        weights = checkpoint['state_dict']
         head = [
             key for key in weights
-            if re.sub(r'^module\.', '', str(key)).startswith('head.')
+            if re.sub(r'^module\.', '', key).startswith('head.')
         ]
         for key in head:
             del weights[key]
@@ -178,60 +317,6 @@ class CheckpointFitHook(Hook):
                 f'{classes}: the head starts fresh, with its '
                 f'{len(head)} weights and statistics ('
                 f'{", ".join(key.split("head.", 1)[1] for key in head)}).')
-
-    def compare(self, model: nn.Module, checkpoint: dict) -> List[str]:
-        """Load the weights of a checkpoint, or list what does not fit.
-
-        Args:
-            model (nn.Module): The model, which gets the weights that fit.
-            checkpoint (dict): The loaded checkpoint.
-
-        Returns:
-            list[str]: What is missing, left over, or of another shape; empty
-            if all fits.
-        """
-        if isinstance(checkpoint, dict) and 'model_state_dict' in checkpoint:
-            return [
-                'it is one of the original code, to be converted with '
-                '`tools/model_converters/dan_to_mmpretrain.py`'
-            ]
-        weights = checkpoint
-        if isinstance(checkpoint, dict):
-            weights = checkpoint.get('state_dict', checkpoint)
-        if not isinstance(weights, dict) or not all(
-                isinstance(value, torch.Tensor) for value in weights.values()):
-            return ['it has no weights by their names']
-        weights = {
-            re.sub(r'^module\.', '', key): value
-            for key, value in weights.items()
-        }
-        if self.partial:
-            own = model.state_dict()
-            known = weights.keys() & own.keys()
-            if not known:
-                return [
-                    f'none of its {len(weights)} weights has a name that the '
-                    'model knows'
-                ]
-            return [
-                f'{key} has the shape {tuple(weights[key].shape)}, in the '
-                f'model {tuple(own[key].shape)}' for key in sorted(known)
-                if weights[key].shape != own[key].shape
-            ]
-        try:
-            # It raises where a weight has another shape.
-            keys = model.load_state_dict(weights, strict=False)
-        except RuntimeError as error:
-            return [line.strip() for line in str(error).split('\n')[1:]]
-        # The class centres are for training only; a head of other classes was
-        # dropped.
-        optional = 'head.' if self.new_classes else 'head.loss_'
-        return [
-            f'{key} is {what}'
-            for names, what in ((keys.missing_keys, 'missing'),
-                                (keys.unexpected_keys, 'left over'))
-            for key in names if not key.startswith(optional)
-        ]
 
 
 @HOOKS.register_module()

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from mmpretrain.models import ResNet
 
-from ..checkpoint import weights_only
+from ..checkpoint import check_weights, weights_only
 from ..files import atomic_write, check_file
 from ..hub import WheelMember, download
 from .retinaface import RetinaFace
@@ -141,13 +141,7 @@ def convert(checkpoint: Any) -> Dict[str, torch.Tensor]:
     source = checkpoint
     if isinstance(checkpoint, dict):
         source = checkpoint.get('state_dict', checkpoint)
-    if not isinstance(source, dict) or not all(
-            isinstance(value, torch.Tensor) for value in source.values()):
-        found = (
-            sorted(map(str, source))
-            if isinstance(source, dict) else type(source).__name__)
-        raise ValueError(f'It holds {found}, expected weights by their names, '
-                         "or 'state_dict' with them.")
+    check_weights(source, 'It')
     source = {re.sub(r'^module\.', '', key): source[key] for key in source}
     layout = 'mobilenet'
     if 'body.conv1.weight' in source:

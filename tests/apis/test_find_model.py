@@ -117,7 +117,7 @@ def test_refusals(tmp_path, monkeypatch):
     dict(a=torch.zeros(2).to_sparse())
 ])
 def test_weights_that_are_none(tmp_path, state_dict):
-    with pytest.raises(ValueError, match="a.pth.*expected them in 'state_"):
+    with pytest.raises(ValueError, match='a.pth.*expected weights by their'):
         find_model(save(tmp_path / 'a.pth', state_dict))
 
 

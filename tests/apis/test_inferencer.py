@@ -414,7 +414,7 @@ def test_what_a_strange_checkpoint_says(work_dir, tmp_path, monkeypatch):
     for wrong in (5, 'abcdefgh', ['\x1b[2J', *'abcdefg']):
         meta['classes'] = wrong
         edit(path, path, dataset_meta=meta)
-        match = 'be printed' if isinstance(wrong, list) else 'names of none'
+        match = 'be printed' if isinstance(wrong, list) else 'names of the'
         with pytest.raises(ValueError, match=match):
             FERInferencer(folder)
 

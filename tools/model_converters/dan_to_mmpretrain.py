@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 
 from dan_mm.apis.model_index import find_configs
-from dan_mm.checkpoint import CheckpointLoadError, weights_only
+from dan_mm.checkpoint import CheckpointLoadError, check_weights, weights_only
 from dan_mm.datasets import RAFDB, SFEW, AffectNet, FERPlus
 from dan_mm.description import describe
 from dan_mm.files import atomic_write, check_file
@@ -104,8 +104,7 @@ def convert(checkpoint: Dict, path: str) -> Dict:
     if isinstance(checkpoint, dict):
         dan = 'model_state_dict' in checkpoint
         source = checkpoint.get('model_state_dict' if dan else 'state_dict')
-    if not isinstance(source, dict) or not all(
-            isinstance(value, torch.Tensor) for value in source.values()):
+    if not isinstance(source, dict):
         found = (
             sorted(map(str, checkpoint))
             if isinstance(checkpoint, dict) else type(checkpoint).__name__)
@@ -113,6 +112,7 @@ def convert(checkpoint: Dict, path: str) -> Dict:
             f'{path} holds {found}, expected the original DAN\'s '
             "'model_state_dict', or 'state_dict' with the weights of its "
             'ResNet-18 trained on MS-Celeb-1M.')
+    check_weights(source, path)
     source = {re.sub(r'^module\.', '', key): source[key] for key in source}
 
     if not dan:
@@ -164,11 +164,12 @@ def main(argv: Optional[Iterable[str]] = None) -> None:
         check_file(args.dst, [args.src])
         with weights_only():
             checkpoint = torch.load(args.src, map_location='cpu')
+        state_dict = convert(checkpoint, args.src)
     except (CheckpointLoadError, ValueError) as error:
         raise SystemExit(str(error))
     except OSError as error:
-        raise SystemExit(f'Can not read the checkpoint {args.src}: {error}.')
-    state_dict = convert(checkpoint, args.src)
+        raise SystemExit(f'Can not read the checkpoint {args.src}: {error}. '
+                         'Expected a file. Check the path.')
     meta = {}
     if args.dataset:
         classes = METAINFO[args.dataset]['classes']

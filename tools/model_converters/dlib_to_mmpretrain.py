@@ -2,6 +2,7 @@
 """Convert dlib's face recognition ResNet to a start for training."""
 import argparse
 import importlib.util
+import math
 import os.path as osp
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -12,6 +13,7 @@ import torch.nn as nn
 from mmcv.image import imread, imresize
 from rich.progress import track
 
+from dan_mm.checkpoint import check_weights
 from dan_mm.files import atomic_write, check_file
 from dan_mm.models import DlibResNet
 
@@ -71,6 +73,8 @@ def read_records(path: str) -> List[Record]:
     Raises:
         ValueError: If it is another file.
     """
+    if not osp.isfile(path):
+        raise ValueError(f'Found no file {path}, expected a network of dlib.')
     data = Path(path).read_bytes()
 
     def integer(at: int) -> Tuple[int, int]:
@@ -86,7 +90,7 @@ def read_records(path: str) -> List[Record]:
             shape.append(size)
         if version != 2 or min(shape) < 0:
             raise ValueError(f'tensor of version {version}, shape {shape}')
-        end = at + 4 * int(np.prod(shape))
+        end = at + 4 * math.prod(shape)
         return np.frombuffer(data[at:end], '<f4').reshape(shape), end
 
     # How many integers stand before the parameters of a layer
@@ -269,6 +273,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         check_file(args.dst, [src])
         model = DlibResNet().eval()
         load_records(model, read_records(src), src)
+        check_weights(model.state_dict(), src)
         paths = list_images(args.images, args.num_images)
         check_file(args.dst, paths)
     except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score
 
 from dan_mm import register_all_modules
-from dan_mm.checkpoint import get_weights
+from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.description import check_description, describe
 from dan_mm.evaluation import expected_calibration_error, fit_temperature
 from dan_mm.files import atomic_write, check_file
@@ -87,16 +87,25 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     init_default_scope('mmpretrain')
     description = describe(cfg)
     check_description(*description, args.config)
-    checkpoint = CheckpointLoader.load_checkpoint(
-        args.checkpoint, map_location='cpu')
-    weights = get_weights(checkpoint, args.checkpoint)
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(
+            args.checkpoint, map_location='cpu')
+    except CheckpointLoadError as error:
+        raise SystemExit(str(error))
     # The class centres are for training only.
     weights = {
         key: value.contiguous()
-        for key, value in weights.items() if not key.startswith('head.loss_')
+        for key, value in checkpoint['state_dict'].items()
+        if not key.startswith('head.loss_')
     }
     model = MODELS.build(description.model).eval()
-    keys = model.load_state_dict(weights, strict=False)
+    try:
+        keys = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise SystemExit(
+            f'{args.checkpoint} does not fit the model of {args.config}: '
+            f'{str(error).splitlines()[-1].strip()} Give the config of the '
+            'checkpoint.')
     lacks = [key for key in keys.missing_keys if 'head.loss_' not in key]
     last = LAST.get(description.model['head']['type'])
     if lacks or keys.unexpected_keys or not last:
@@ -132,7 +141,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     say('validation, as written', logits, labels)
     meta = dict(
         dataset_meta={
-            **checkpoint['meta']['dataset_meta'],
+            **(checkpoint['meta'].get('dataset_meta') or {}),
             **train.metainfo
         },
         model=description.model,
