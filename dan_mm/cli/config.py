@@ -5,8 +5,9 @@ import glob
 import os
 import os.path as osp
 import warnings
+from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Iterator
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -101,3 +102,17 @@ def check_data(cfg: 'Config', *phases: str) -> None:
                 loader and DATASETS.build(loader.dataset)
             except FileNotFoundError as error:
                 raise SystemExit(str(error))
+
+
+@contextmanager
+def refuse_checkpoints() -> Iterator[None]:
+    """End the process with one sentence where a checkpoint can't be used.
+
+    Other errors come from the config, which is code of the user, who needs to
+    see where it failed.
+    """
+    from dan_mm.checkpoint import CheckpointLoadError
+    try:
+        yield
+    except CheckpointLoadError as error:
+        raise SystemExit(str(error))

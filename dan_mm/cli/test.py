@@ -13,7 +13,8 @@ from numbers import Real
 from typing import IO, TYPE_CHECKING, Optional, Sequence
 
 from dan_mm.files import check_file
-from .config import add_common_arguments, check_data, find_config
+from .config import (add_common_arguments, check_data, find_config,
+                     refuse_checkpoints)
 from .output import add_verbose, results_only
 
 if TYPE_CHECKING:
@@ -186,6 +187,8 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
                                 osp.splitext(osp.basename(args.config))[0])
 
     cfg.load_from = args.checkpoint
+    # The config in the work folder of a resumed training says so.
+    cfg.resume = False
 
     if args.data_from is not None:
         take_data(cfg, args.data_from)
@@ -288,7 +291,7 @@ def run(args: argparse.Namespace) -> int:
         int: The exit status, 0.
     """
     check_out(args)
-    with results_only(args.verbose) as output:
+    with refuse_checkpoints(), results_only(args.verbose) as output:
         import mmengine
         from mmengine.config import Config
         from mmengine.evaluator import DumpResults
@@ -296,12 +299,14 @@ def run(args: argparse.Namespace) -> int:
         import dan_mm
         from dan_mm.engine import (CheckpointFitHook, init_cpu_processes,
                                    leave_cpu_processes)
+        from dan_mm.engine.work_folder import check_writable
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
         dan_mm.register_all_modules(init_default_scope=False)
         args.config = find_config(args.config)
         if args.out:
             check_file(args.out, [args.config, args.checkpoint])
         cfg = merge_args(Config.fromfile(args.config), args)
+        check_writable(cfg.work_dir)
         check_data(cfg, 'test')
         init_cpu_processes(cfg)
         runner = build_runner(cfg, args.verbose)

@@ -10,7 +10,8 @@ import sys
 from copy import deepcopy
 from typing import TYPE_CHECKING, Optional, Sequence
 
-from .config import add_common_arguments, check_data, find_config
+from .config import (add_common_arguments, check_data, find_config,
+                     refuse_checkpoints)
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -119,7 +120,8 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
     """Merge the command line into the config."""
     from mmengine.config import ConfigDict
     from mmengine.device import get_device
-    from mmengine.runner import find_latest_checkpoint
+
+    from dan_mm.engine.work_folder import find_resumable
     name = osp.splitext(osp.basename(args.config))[0]
     if args.finetune:
         finetune(cfg, *args.finetune)
@@ -157,7 +159,7 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
 
     if args.resume == 'auto':
         # Fine-tuning that has not begun begins.
-        begins = cfg.load_from and not find_latest_checkpoint(cfg.work_dir)
+        begins = cfg.load_from and not find_resumable(cfg.work_dir).path
         cfg.resume = not begins
         cfg.load_from = cfg.load_from if begins else None
     elif args.resume is not None:
@@ -212,11 +214,11 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
 def find_trained(runner: 'Runner') -> Optional[str]:
     """Find the checkpoint of a training that is the best on its validation
     set, or the last one."""
-    from mmengine.runner import find_latest_checkpoint
+    from dan_mm.engine.work_folder import find_resumable
     best = runner.message_hub.runtime_info.get('best_ckpt')
     if best and osp.isfile(best):
         return best
-    return find_latest_checkpoint(runner.work_dir)
+    return find_resumable(runner.work_dir).path
 
 
 def say_what_next(runner: 'Runner') -> None:
@@ -249,22 +251,26 @@ def run(args: argparse.Namespace) -> int:
     import dan_mm
     from dan_mm.engine import (CheckpointFitHook, init_cpu_processes,
                                leave_cpu_processes)
+    from dan_mm.engine.work_folder import use_work_folder
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     # Checkpoints are loaded safely, whatever the config imports.
     dan_mm.register_all_modules(init_default_scope=False)
     args.config = find_config(args.config)
-    cfg = merge_args(Config.fromfile(args.config), args)
-    check_data(cfg, 'train', 'val')
-    init_cpu_processes(cfg)
-    runner = Runner.from_cfg(cfg)
-    # Other weights are a start for training, but not to resume or fine-tune.
-    runner.register_hook(
-        CheckpointFitHook(
-            partial=not cfg.get('resume') and not args.finetune,
-            new_classes=not cfg.get('resume')))
-    runner.train()
-    say_what_next(runner)
-    leave_cpu_processes()
+    with refuse_checkpoints():
+        cfg = merge_args(Config.fromfile(args.config), args)
+        with use_work_folder(cfg.work_dir, cfg.filename):
+            check_data(cfg, 'train', 'val')
+            init_cpu_processes(cfg)
+            runner = Runner.from_cfg(cfg)
+            # Other weights are a start for training, but not to resume or
+            # fine-tune.
+            runner.register_hook(
+                CheckpointFitHook(
+                    partial=not cfg.get('resume') and not args.finetune,
+                    new_classes=not cfg.get('resume')))
+            runner.train()
+            say_what_next(runner)
+            leave_cpu_processes()
     return 0
 
 

@@ -1,6 +1,8 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+import glob
 import os
 import os.path as osp
+from contextlib import suppress
 from typing import List
 
 from mmengine.dist import is_main_process
@@ -8,6 +10,8 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpretrain.registry import HOOKS
+
+from .work_folder import find_resumable, is_regular
 
 # The message in a checkpoint that says which epoch was validated.
 VALIDATED = 'validated_epoch'
@@ -32,7 +36,10 @@ class AtomicLocalBackend(LocalBackend):
         partial = f'{filepath}.partial'
         try:
             os.makedirs(osp.dirname(osp.abspath(filepath)), exist_ok=True)
-            with open(partial, 'wb') as file:
+            # It may be a link.
+            with suppress(FileNotFoundError):
+                os.remove(partial)
+            with open(partial, 'xb') as file:
                 file.write(obj)
                 file.flush()
                 os.fsync(file.fileno())
@@ -64,10 +71,13 @@ class AtomicCheckpointHook(CheckpointHook):
 
     :class:`mmengine.hooks.CheckpointHook` removes an old checkpoint first,
     writes the new one over its final name, and notes its name last. This hook
-    writes beside, renames, notes the name, and removes last. Where training
-    resumes, the epoch that it resumes from is validated, since it could have
-    been killed between the checkpoint and its validation: the best epoch is
-    the same as that of a training without interruption.
+    writes beside, renames, notes the name, and removes last. Training resumes
+    from the newest whole checkpoint of its folder, which may have been moved.
+    No checkpoint names the files that are removed: the numbers in it mean
+    those in the folder that it is in. The epoch that training resumes from is
+    validated, since it could have been killed between the checkpoint and its
+    validation: the best epoch is the same as that of a training without
+    interruption.
 
     The arguments are those of :class:`mmengine.hooks.CheckpointHook`. With a
     ``backend_args`` of another storage the writing is left to that.
@@ -78,6 +88,35 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.backend_args is None and self.file_client_args is None and (
                 self.out_dir is None or '://' not in str(self.out_dir)):
             self.backend_args = dict(backend='atomic')
+        self.replaced = {}  # paths of best checkpoints, by their metrics
+
+    def _folder(self, runner: Runner) -> str:
+        """Get the folder of the checkpoints, as the host does."""
+        if self.out_dir in (None, runner.work_dir):
+            return runner.work_dir
+        return osp.join(
+            str(self.out_dir), osp.basename(runner.work_dir.rstrip(osp.sep)))
+
+    def before_run(self, runner: Runner) -> None:
+        """Choose the checkpoint to resume from, unless one was given.
+
+        Args:
+            runner (Runner): The runner.
+
+        Raises:
+            CheckpointLoadError: If there are checkpoints, but no whole one.
+        """
+        if not runner._resume or runner._load_from is not None or (
+                self.backend_args != dict(backend='atomic')):
+            return
+        path, broken = find_resumable(
+            self._folder(runner), runner.work_dir, self.filename_tmpl)
+        for name, why in broken.items():
+            runner.logger.warning(f'Does not resume from {name}: {why}')
+        runner.logger.info(
+            f'Resumes from {path}, the newest whole checkpoint.' if path else
+            'Found no checkpoint to resume from: training begins.')
+        runner._load_from = path
 
     def before_train(self, runner: Runner) -> None:
         """Prepare the folder, and validate the epoch that training resumes
@@ -86,6 +125,8 @@ class AtomicCheckpointHook(CheckpointHook):
         Args:
             runner (Runner): The runner.
         """
+        if self.backend_args == dict(backend='atomic'):
+            self._find_own_files(runner)
         super().before_train(runner)
         loop = runner.train_loop
         if not (runner.epoch and isinstance(loop, EpochBasedTrainLoop)
@@ -103,6 +144,33 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.logger.info(f'Validating the resumed epoch {runner.epoch}')
             runner.val_loop.run()
 
+    def _find_own_files(self, runner: Runner) -> None:
+        """Find the files that a resumed training goes on to replace."""
+        folder, infos = self._folder(runner), runner.message_hub.runtime_info
+        kept = infos.pop('keep_ckpt_ids', [])
+        steps = {
+            key: infos.pop(key)
+            for key in list(infos) if key.startswith('best_step')
+        }
+        if not (runner._resume and runner._load_from) or osp.realpath(
+                osp.dirname(runner._load_from)) != osp.realpath(folder):
+            return
+        runner.message_hub.update_info('keep_ckpt_ids', [
+            step for step in kept
+            if is_regular(osp.join(folder, self.filename_tmpl.format(step)))
+        ])
+        for indicator in self.key_indicators if self.save_best else ():
+            suffix = f'_{indicator}' if self.key_indicators[1:] else ''
+            step = steps.get(f'best_step{suffix}')
+            name = self.filename_tmpl.format(step)
+            metric = '*' if indicator == 'auto' else glob.escape(
+                indicator.replace('/', '_'))
+            found = glob.glob(
+                osp.join(
+                    glob.escape(folder), f'best_{metric}_{glob.escape(name)}'))
+            if len(found) == 1 and is_regular(found[0]):
+                runner.message_hub.update_info(f'best_ckpt{suffix}', found[0])
+
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
         """Note that the epoch was validated, and save the best checkpoint.
 
@@ -116,6 +184,8 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(self, runner: Runner, step: int,
                                    meta: dict) -> None:
         """Save a checkpoint, then remove the outdated ones."""
+        # The checkpoint before this one knows them, this one does not.
+        self._remove_replaced()
         outdated = []
         if self.max_keep_ckpts > 0:
             # After a validation the checkpoint of an epoch is saved again.
@@ -123,8 +193,10 @@ class AtomicCheckpointHook(CheckpointHook):
             outdated = steps[:max(len(steps) + 1 - self.max_keep_ckpts, 0)]
             self.keep_ckpt_ids.clear()
             self.keep_ckpt_ids.extend([*steps[len(outdated):], step])
+            # Where training is killed before they are removed, they are when
+            # it resumes.
             runner.message_hub.update_info('keep_ckpt_ids',
-                                           list(self.keep_ckpt_ids))
+                                           [*outdated, *self.keep_ckpt_ids])
 
         filename = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
@@ -152,31 +224,35 @@ class AtomicCheckpointHook(CheckpointHook):
         """Save the best checkpoint, then remove the one before it."""
         if not self.save_best:
             return
-        single = len(self.key_indicators) == 1
-        before = ({
-            self.key_indicators[0]: self.best_ckpt_path
-        } if single else dict(self.best_ckpt_path_dict))
+        self.replaced = self._get_best()
         # Without their paths the host can't remove them before the new ones
         # are there.
-        self._set_best(dict.fromkeys(before))
+        self._set_best(dict.fromkeys(self.replaced))
         try:
             super()._save_best_checkpoint(runner, metrics)
         finally:
-            # 'auto' becomes the name of a metric.
-            if single:
-                after = {self.key_indicators[0]: self.best_ckpt_path}
-                before = {self.key_indicators[0]: next(iter(before.values()))}
-            else:
-                after = dict(self.best_ckpt_path_dict)
-            self._set_best(
-                {key: after[key] or before.get(key)
-                 for key in after})
+            self._set_best({
+                key: path or self.replaced.get(key)
+                for key, path in self._get_best().items()
+            })
+        self._remove_replaced()
+
+    def _remove_replaced(self) -> None:
+        """Remove the best checkpoints that better ones have replaced."""
+        now = self._get_best() if self.replaced else {}
         # Training that was resumed from another folder leaves that alone.
         self._remove([
-            path for key, path in before.items()
-            if path and after.get(key) not in (
+            path for key, path in self.replaced.items()
+            if path and now.get(key) not in (
                 None, path) and osp.dirname(path) == str(self.out_dir)
         ])
+
+    def _get_best(self) -> dict:
+        """Get the paths of the best checkpoints by their metrics."""
+        if len(self.key_indicators) == 1:
+            # 'auto' becomes the name of a metric.
+            return {'': self.best_ckpt_path}
+        return dict(self.best_ckpt_path_dict)
 
     def _set_best(self, paths: dict) -> None:
         if len(self.key_indicators) == 1:

@@ -68,7 +68,7 @@ def load(args: argparse.Namespace):
     cfg = Config.fromfile(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
-    cfg.load_from = args.checkpoint
+    cfg.update(load_from=args.checkpoint, resume=False)
     with TemporaryDirectory() as work_dir:
         cfg.work_dir = work_dir
         runner = Runner.from_cfg(cfg)

@@ -1,0 +1,187 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""The folder that a training writes its checkpoints and logs to."""
+import errno
+import os
+import os.path as osp
+import re
+import stat
+import tempfile
+import zipfile
+from contextlib import contextmanager, suppress
+from typing import Dict, Iterator, NamedTuple, Optional
+
+from mmengine.runner import CheckpointLoader
+
+from dan_mm.checkpoint import CheckpointLoadError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = '.lock'
+
+
+def is_regular(path: str) -> bool:
+    """Whether a path is a regular file and no link."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def check_writable(folder: str) -> None:
+    """Make a folder and write to it.
+
+    Args:
+        folder (str): The folder.
+
+    Raises:
+        SystemExit: If it can't be written to.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix='.'):
+            pass
+    except OSError as error:
+        raise SystemExit(
+            f'The work folder {folder} can not be written to '
+            f'({error.strerror}), expected a folder for checkpoints and logs. '
+            'Give another one with --work-dir.')
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of a launch, joined or not."""
+    ranks = 'RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'
+    return all(os.environ.get(name, '0') == '0' for name in ranks)
+
+
+@contextmanager
+def use_work_folder(folder: str, config: str) -> Iterator[None]:
+    """Keep other trainings out of a work folder.
+
+    Args:
+        folder (str): The folder, which is made.
+        config (str): The file whose copy MMEngine puts there.
+
+    Raises:
+        SystemExit: If it can't be written to, or another training uses it.
+    """
+    if not _is_first():
+        yield
+        return
+    check_writable(folder)
+    try:
+        lock = os.open(
+            osp.join(folder, LOCK),
+            os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0)
+            | getattr(os, 'O_NONBLOCK', 0), 0o666)
+    except OSError as error:
+        raise SystemExit(f'{osp.join(folder, LOCK)} can not be opened '
+                         f'({error.strerror}), expected a file. Remove it.')
+    try:
+        if fcntl:
+            # Unlike that of `flock`, workers which outlive a killed process
+            # for some seconds do not inherit this lock.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Some network file systems have no locks.
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(lock)
+            raise SystemExit(
+                f'Another training uses the work folder {folder}, expected '
+                'none. Wait until it ends, or give another folder with '
+                '--work-dir.')
+    try:
+        copy = osp.join(folder, osp.basename(config))
+        with suppress(OSError):
+            # MMEngine would write the copy to where a link leads.
+            if osp.islink(copy) or os.stat(copy).st_nlink > 1:
+                os.remove(copy)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _why_not_whole(path: str) -> Optional[str]:
+    """Say what is wrong with a checkpoint to resume from, if anything is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # PyTorch does not look at the checksums.
+            broken = archive.testzip()
+        if broken:
+            return f'the checksum of {broken} is wrong'
+        checkpoint = CheckpointLoader.load_checkpoint(
+            path, map_location='cpu', logger='silent')
+        lacks = [
+            part for part in ('message_hub', 'optimizer')
+            if part not in checkpoint
+        ]
+        return f'it has no {lacks[0]}' if lacks else None
+    except (CheckpointLoadError, OSError, zipfile.BadZipFile) as error:
+        return str(error)
+
+
+class Resumable(NamedTuple):
+    """A checkpoint to resume from.
+
+    Args:
+        path (str | None): Its path, or None if there is none.
+        broken (dict[str, str]): Newer ones that are not whole, and why.
+    """
+    path: Optional[str]
+    broken: Dict[str, str]
+
+
+def find_resumable(folder: str,
+                   work_dir: Optional[str] = None,
+                   template: Optional[str] = None) -> Resumable:
+    """Find the newest whole checkpoint of a training.
+
+    Only regular files in the folder are looked at: it may have been moved, so
+    paths that MMEngine noted mean nothing.
+
+    Args:
+        folder (str): The folder with the checkpoints.
+        work_dir (str, optional): The one with ``last_checkpoint``. Defaults to
+            None, the same.
+        template (str, optional): The names of checkpoints, with ``{}`` for
+            the number. Defaults to None, those of MMEngine.
+
+    Returns:
+        Resumable: The checkpoint.
+
+    Raises:
+        CheckpointLoadError: If there are checkpoints, but no whole one.
+    """
+    pattern = r'(?:epoch|iter)_(\d{1,12})\.pth'
+    if template:
+        pattern = re.escape(template).replace(r'\{\}', r'(\d{1,12})')
+    steps = {}
+    for name in os.listdir(folder) if osp.isdir(folder) else ():
+        match = re.fullmatch(pattern, name)
+        if match and is_regular(osp.join(folder, name)):
+            steps[name] = int(match[1])
+    note = osp.join(work_dir or folder, 'last_checkpoint')
+    last = None
+    if is_regular(note):
+        with open(note, encoding='utf-8', errors='replace') as file:
+            last = re.fullmatch(pattern, osp.basename(file.read(4096).strip()))
+    # A training that began anew leaves later epochs of the one before.
+    end = int(last[1]) if last else max(steps.values(), default=0)
+    broken = {}
+    if last and last[0] not in steps:
+        broken[last[0]] = 'it is missing'
+    for name in sorted(
+            steps, key=lambda name: (steps[name] <= end, steps[name]))[::-1]:
+        path = osp.join(folder, name)
+        why = _why_not_whole(path)
+        if why is None:
+            return Resumable(path, broken)
+        broken[name] = why
+    if steps:
+        raise CheckpointLoadError(
+            f'Found no whole checkpoint in {folder} to resume from '
+            f'({"; ".join(f"{name}: {why}" for name, why in broken.items())})'
+            ', expected one. Copy one there, or train in another folder.')
+    return Resumable(None, broken)
