@@ -73,9 +73,14 @@ def _safe_globals() -> list:
 
 
 def _check_archive(file: Any) -> None:
-    """Refuse an archive of code, and one that needs more memory than its size
-    says: a small file could hold many gigabytes of zeros."""
-    if isinstance(file, (str, os.PathLike)) and zipfile.is_zipfile(file):
+    """Refuse what is no regular file, an archive of code, and one that needs
+    more memory than its size says: a small file could hold many gigabytes of
+    zeros."""
+    if not isinstance(file, (str, os.PathLike)):
+        return
+    if osp.exists(file) and not osp.isfile(file):
+        raise CheckpointLoadError('it is no regular file')
+    if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             size = sum(item.file_size for item in archive.infolist())
             names = archive.namelist()
@@ -363,8 +368,8 @@ def load_checkpoint(cls,
             checkpoint = _load_checkpoint(cls, filename, map_location, logger)
     except FileNotFoundError as error:
         found = f'no checkpoint {filename}'
-        if osp.isdir(filename):
-            found = f'the folder {filename}, expected a checkpoint'
+        if osp.exists(filename):
+            found = f'no regular file {filename}, expected a checkpoint'
         raise CheckpointNotFoundError(
             f'Found {found}. {hint or "Check the path."}') from error
     except OSError as error:

@@ -141,6 +141,7 @@ def write_files(folder, whole):
     """Files that are no checkpoints."""
     content = whole.read_bytes()
     (folder / 'folder.pth').mkdir()
+    os.mkfifo(folder / 'pipe.pth')
     for name, part in dict(
             cut=content[:len(content) // 2],
             shorter=content[:-1],
@@ -206,7 +207,7 @@ def test_files_that_are_no_checkpoints(trained, tmp_path):
                      'retinaface_to_mmdet', 'dlib_to_mmpretrain')
     }
     files = write_files(tmp_path, work_dir / 'epoch_1.pth')
-    assert len(files) == 17
+    assert len(files) == 18
     for command, run in arguments.items():
         # Training makes its model first, which takes a while.
         few = command in ('resume', 'load_from', 'pretrained')
