@@ -94,7 +94,7 @@ def test_another_config(trained, tmp_path):
     cfg = Config.fromfile(config)
     cfg.model.backbone.depth = 34
     cfg.dump(tmp_path / 'other.py')
-    with pytest.raises(SystemExit, match='Missing keys .*backbone.*expected'):
+    with pytest.raises(SystemExit, match='backbone.* is missing.*expected'):
         runpy.run_path(PUBLISH)['main'](
             [str(tmp_path / 'other.py'), checkpoint,
              str(tmp_path / 'b.pth')])
@@ -125,3 +125,21 @@ def test_model_card(trained, capsys):
         if sum(row):
             assert recalls[name] == pytest.approx(
                 100 * row[i] / sum(row), abs=0.06)
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda value: value[..., :-1].clone(), 'does not fit .*expected'),
+    (lambda value: torch.zeros(()), 'does not fit .*expected'),
+    (lambda value: value.fill_(3e38), 'not finite.*expected'),
+])
+def test_weights_that_are_refused(trained, tmp_path, change, message):
+    config, checkpoint, _ = trained
+    content = torch.load(checkpoint, weights_only=True)
+    for key, value in content['state_dict'].items():
+        if key.endswith('fc.weight'):
+            content['state_dict'][key] = change(value)
+    torch.save(content, checkpoint)
+    with pytest.raises(SystemExit, match=message):
+        runpy.run_path(PUBLISH)['main'](
+            [config, checkpoint, str(tmp_path / 'b.pth')])
+    assert not (tmp_path / 'b.pth').exists()

@@ -17,6 +17,7 @@ from sklearn.metrics import balanced_accuracy_score
 from dan_mm import register_all_modules
 from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.description import check_description, describe
+from dan_mm.engine.hooks import compare_weights, list_some
 from dan_mm.evaluation import expected_calibration_error, fit_temperature
 from dan_mm.files import atomic_write, check_file
 
@@ -61,7 +62,12 @@ def predict(model: torch.nn.Module,
         feats = model.extract_feat(data['inputs'])
         logits.append(model.head(feats).float())
         labels += [int(sample.gt_label) for sample in data['data_samples']]
-    return torch.cat(logits).numpy(), np.array(labels)
+    logits = torch.cat(logits)
+    if not logits.isfinite().all():
+        raise SystemExit('The model gives scores that are not finite (NaN or '
+                         'infinity), expected numbers: its training has '
+                         'diverged. Use an earlier checkpoint.')
+    return logits.numpy(), np.array(labels)
 
 
 def say(name: str, logits: np.ndarray, labels: np.ndarray) -> float:
@@ -99,21 +105,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         if not key.startswith('head.loss_')
     }
     model = MODELS.build(description.model).eval()
-    try:
-        keys = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
+    problems = compare_weights(model, weights, optional='head.loss_')
+    head = description.model['head']['type']
+    last = LAST.get(head)
+    if problems or not last:
         raise SystemExit(
-            f'{args.checkpoint} does not fit the model of {args.config}: '
-            f'{str(error).splitlines()[-1].strip()} Give the config of the '
-            'checkpoint.')
-    lacks = [key for key in keys.missing_keys if 'head.loss_' not in key]
-    last = LAST.get(description.model['head']['type'])
-    if lacks or keys.unexpected_keys or not last:
-        raise SystemExit(
-            f'Missing keys {lacks[:3]}, unexpected keys '
-            f'{keys.unexpected_keys[:3]} and the head '
-            f'{description.model["head"]["type"]}, expected none, and one of '
-            f'{sorted(LAST)}. Give the config of the checkpoint.')
+            f'{args.checkpoint} does not fit the model of {args.config} '
+            f'({list_some(problems) or "all weights fit"}), or its head '
+            f'{head} is none of {sorted(LAST)}, expected both. Give the '
+            'config of the checkpoint.')
 
     logits, labels = predict(model, cfg.val_dataloader)
     before = say('validation, as trained', logits, labels)
