@@ -13,6 +13,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 COLOR_TYPES = ('color', 'grayscale', 'color_ignore_orientation',
                'grayscale_ignore_orientation')
+# Pillow knows more, among them PostScript, which Ghostscript would run.
+FORMATS = ('AVIF', 'BMP', 'GIF', 'HEIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
 # The longest side of a JPEG; what is longer is no photograph.
 MAX_SIDE = 65500
 # What turns an image upright, by the orientation in its EXIF
@@ -33,10 +35,10 @@ class LoadCheckedImage(LoadImageFromFile):
     """Load an image from a file, or say which file is broken and how.
 
     :class:`mmcv.transforms.LoadImageFromFile` fills the missing part of a
-    truncated JPEG with grey and goes on. This one refuses it, reads every
-    format that Pillow does and HEIC, whatever the extension says, and converts
-    palette, RGBA (the alpha channel is dropped) and 16-bit images (divided by
-    256) to 8 bits.
+    truncated JPEG with grey and goes on. This one refuses it, reads the
+    formats in ``FORMATS``, whatever the extension says, and converts palette,
+    RGBA (the alpha channel is dropped) and 16-bit images (divided by 256) to 8
+    bits.
 
     **Required Keys:**
 
@@ -118,7 +120,7 @@ class LoadCheckedImage(LoadImageFromFile):
 
     def _decode(self, content: bytes) -> np.ndarray:
         pi_heif.register_heif_opener()
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if (limit and image.width * image.height > limit
                     or max(image.size) > MAX_SIDE):

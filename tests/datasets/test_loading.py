@@ -1,5 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import io
+import os
 import re
 import warnings
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import draw_face
 from mmpretrain.registry import TRANSFORMS
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 
 @pytest.fixture
@@ -157,3 +158,18 @@ def test_grey_images_have_one_channel_on_request(tmp_path):
         assert abs(results['img'] - expected).max() <= (name == 'colour')
     with pytest.raises(ValueError, match="color_type='unchanged', expected"):
         TRANSFORMS.build(dict(type='LoadCheckedImage', color_type='unchanged'))
+
+
+@pytest.mark.parametrize('name', ['a.eps', 'a.png'])
+def test_postscript_is_never_run(load, tmp_path, monkeypatch, name):
+    """Pillow hands it to Ghostscript, whatever the extension."""
+    (tmp_path / 'gs').write_text(f'#!/bin/sh\ntouch {tmp_path}/ran\n')
+    (tmp_path / 'gs').chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+    # Pillow remembers where it is.
+    monkeypatch.setattr(EpsImagePlugin, 'gs_binary', None)
+    content = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments'
+    (tmp_path / name).write_bytes(content + b'\n%%EOF\n')
+    with pytest.raises(ValueError, match=name):
+        load(tmp_path / name)
+    assert not (tmp_path / 'ran').exists()
