@@ -306,8 +306,8 @@ def run(args: argparse.Namespace) -> int:
         if args.out:
             check_file(args.out, [args.config, args.checkpoint])
         cfg = merge_args(Config.fromfile(args.config), args)
-        check_writable(cfg.work_dir)
         check_data(cfg, 'test')
+        check_writable(cfg.work_dir)
         init_cpu_processes(cfg)
         runner = build_runner(cfg, args.verbose)
         runner.register_hook(CheckpointFitHook())

@@ -258,8 +258,8 @@ def run(args: argparse.Namespace) -> int:
     args.config = find_config(args.config)
     with refuse_checkpoints():
         cfg = merge_args(Config.fromfile(args.config), args)
+        check_data(cfg, 'train', 'val')
         with use_work_folder(cfg.work_dir, cfg.filename):
-            check_data(cfg, 'train', 'val')
             init_cpu_processes(cfg)
             runner = Runner.from_cfg(cfg)
             # Other weights are a start for training, but not to resume or
