@@ -11,7 +11,7 @@ from conftest import ROOT
 @pytest.mark.parametrize('command', ['train', 'test'])
 @pytest.mark.parametrize('config', ['dan_rafdb', 'dlibresnet_ferplus'])
 def test_missing_data_is_said_at_once(command, config, tmp_path):
-    torch.save(dict(state_dict={}), tmp_path / 'a.pth')
+    torch.save(dict(a=torch.ones(1)), tmp_path / 'a.pth')
     checkpoint = [str(tmp_path / 'a.pth')] if command == 'test' else []
     process = subprocess.run(
         [sys.executable, f'{ROOT}/tools/{command}.py',

@@ -21,10 +21,17 @@ from dan_mm.engine.work_folder import (check_writable, find_resumable,
 
 
 @pytest.fixture(scope='module')
-def trained(ferplus_root, tmp_path_factory):
-    """A config file, the work folder of 2 of 4 epochs, and that of all."""
+def one_thread():
+    """Sums over threads depend on their number."""
     number = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(number)
+
+
+@pytest.fixture(scope='module')
+def trained(one_thread, ferplus_root, tmp_path_factory):
+    """A config file, the work folder of 2 of 4 epochs, and that of all."""
     folder = tmp_path_factory.mktemp('trained')
     cfg = config(
         ferplus_root,
@@ -49,7 +56,6 @@ def trained(ferplus_root, tmp_path_factory):
                     str(folder / 'tiny.py'), '--work-dir',
                     str(folder / name)
                 ])
-    torch.set_num_threads(number)
     return folder / 'tiny.py', folder / 'half', folder / 'whole'
 
 
