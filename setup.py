@@ -48,6 +48,12 @@ setup(
         'torchvision',
         'numpy',
         requirement('cv2'),
+        # names of classes in any script, on images
+        'anyascii',
+        'fonttools',
+        'matplotlib',
+        'zhplot',
+        'av>=15',
         'pi-heif',
         # its wheels read AVIF from there on
         'pillow>=11.3',

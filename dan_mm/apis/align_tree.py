@@ -1,5 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""Find the faces of a tree of pictures, and write the same tree of aligned
+"""Find the faces of a tree of images, and write the same tree of aligned
 crops."""
 import argparse
 import csv
@@ -7,22 +7,22 @@ import io
 import json
 import os.path as osp
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import islice
-from typing import IO, Dict, Iterator, List, Tuple, Union
+from typing import IO, Dict, Iterator, List, Tuple
 
 import cv2
 import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from dan_mm.datasets.alignment import ALIGNMENT, LANDMARKS, REPORT, AlignFace
 from dan_mm.files import (check_tree, from_cell, lock_folder, remove_partials,
                           to_cell, write_bytes)
+from dan_mm.reading import InputImage, MediaReader, describe
 from .faces import Face, FaceDetector
 from .find_model import find_model
-from .media import describe, list_images, read_image
+from .media import batches, list_images
 from .orientation import try_find_faces
 
 HEADER = [
@@ -31,57 +31,46 @@ HEADER = [
       for axis in 'xy'), 'detail'
 ]
 TEXTS = 'path', 'crop', 'detail'
-# What happened to a picture
+# What happened to an image
 ALIGNED, NO_FACE, BROKEN = 'aligned', 'no face', 'broken'
 IMPLAUSIBLE = 'implausible landmarks: look at this crop'
 
 
-class Picture:
-    """A picture of the tree.
+def crop_path(path: str, number: int, several: bool) -> str:
+    """Get the path of the crop of a face in the new tree.
 
     Args:
-        root (str): The tree.
-        path (str): The path of the picture in it.
+        path (str): The path of the image in its tree.
+        number (int): The number of the face, from 1.
+        several (bool): Whether an image may have several crops.
+
+    Returns:
+        str: The path.
     """
-
-    def __init__(self, root: str, path: str) -> None:
-        self.root = root
-        self.path = path
-
-    def load(self) -> Union[np.ndarray, str]:
-        """Load it, or say what is wrong with it."""
-        try:
-            return read_image(osp.join(self.root, self.path))
-        except Exception as error:
-            return describe(error)
-
-    def crop_path(self, number: int, several: bool) -> str:
-        """Get the path of the crop of a face in the new tree."""
-        stem, extension = osp.splitext(self.path)
-        if extension.lower() not in ('.png', '.jpg', '.jpeg'):
-            stem, extension = self.path, '.png'
-        return f'{stem}-face{number}{extension}' if several else (stem +
-                                                                  extension)
+    stem, extension = osp.splitext(path)
+    if extension.lower() not in ('.png', '.jpg', '.jpeg'):
+        stem, extension = path, '.png'
+    return f'{stem}-face{number}{extension}' if several else stem + extension
 
 
-def check_crops_apart(pictures: List[Picture]) -> None:
+def check_crops_apart(images: List[str]) -> None:
     """Refuse images whose crops would overwrite each other."""
     paths: Dict[str, str] = {}
-    for picture in pictures:
-        crop = picture.crop_path(1, False)
-        other = paths.setdefault(crop, picture.path)
-        if other != picture.path:
+    for path in images:
+        crop = crop_path(path, 1, False)
+        other = paths.setdefault(crop, path)
+        if other != path:
             raise ValueError(
-                f'The crops of {other!r} and {picture.path!r} would both be '
-                f'{crop!r}, expected names that stay apart. Rename one.')
+                f'The crops of {other!r} and {path!r} would both be '
+                f'{crop!r}, expected different names. Rename one.')
 
 
 def choose(faces: List[Face], shape: Tuple[int, int], rule: str) -> List[Face]:
-    """Choose the faces of a picture to write.
+    """Choose the faces of an image to write.
 
     Args:
         faces (list[Face]): The faces, the most certain first.
-        shape (tuple[int, int]): The height and width of the picture.
+        shape (tuple[int, int]): The height and width of the image.
         rule (str): 'largest', 'central', 'confident' or 'all'.
 
     Returns:
@@ -99,7 +88,7 @@ def choose(faces: List[Face], shape: Tuple[int, int], rule: str) -> List[Face]:
 
 
 def read_report(dst: str) -> Dict[str, List[dict]]:
-    """Read the rows of pictures that are done, and need not be done again.
+    """Read the rows of images that are done, and need not be done again.
 
     Raises:
         ValueError: If the file is no report of this command.
@@ -121,7 +110,7 @@ def read_report(dst: str) -> Dict[str, List[dict]]:
                 if None not in row.values() and row['status'] != BROKEN:
                     row.update((name, from_cell(row[name])) for name in TEXTS)
                     rows.setdefault(row['path'], []).append(row)
-        # Or a part of the rows of a picture.
+        # Or a part of the rows of an image.
         rows.pop(next(reversed(rows), None), None)
     return {
         path: found
@@ -138,7 +127,7 @@ def read_rows(reader: csv.DictReader) -> Iterator[dict]:
         yield from reader
 
 
-def check_settings(dst: str, settings: dict, pictures: List[Picture],
+def check_settings(dst: str, settings: dict, images: List[str],
                    several: bool) -> None:
     """Compare the settings with those of the new tree, if it has some."""
     path = osp.join(dst, ALIGNMENT)
@@ -151,7 +140,7 @@ def check_settings(dst: str, settings: dict, pictures: List[Picture],
                 f'{settings}, expected the same. Give the same options, or '
                 'another folder.')
         return
-    for name in (REPORT, *(one.crop_path(1, several) for one in pictures)):
+    for name in (REPORT, *(crop_path(path, 1, several) for path in images)):
         if osp.lexists(osp.join(dst, name)):
             raise FileExistsError(
                 f'{osp.join(dst, name)} exists, and was not written by this '
@@ -159,66 +148,58 @@ def check_settings(dst: str, settings: dict, pictures: List[Picture],
                 'it.')
 
 
-def load_ahead(pictures: List[Picture], pool: ThreadPoolExecutor,
-               size: int) -> Iterator[List[Tuple[Picture, Future]]]:
-    """Load batches, one ahead."""
-    remaining = iter(pictures)
-
-    def load() -> List[Tuple[Picture, Future]]:
-        return [(picture, pool.submit(picture.load))
-                for picture in islice(remaining, size)]
-
-    batch = load()
-    while batch:
-        following = load()
-        yield batch
-        batch = following
-
-
-def align_batch(batch: List[Tuple[Picture, Future]], detector: FaceDetector,
+def align_batch(batch: List[Tuple[str, InputImage]], detector: FaceDetector,
                 align: AlignFace, dst: str, rule: str) -> List[list]:
     """Write the crops of a batch.
+
+    Args:
+        batch (list[tuple[str, InputImage]]): The paths in the tree, and the
+            images.
+        detector (FaceDetector): What finds the faces.
+        align (AlignFace): What aligns them.
+        dst (str): The new tree.
+        rule (str): See :func:`choose`.
 
     Returns:
         list[list]: The rows of the report.
     """
-    rows, whole = [], []
-    for picture, future in batch:
-        img = future.result()
-        if isinstance(img, str):
-            rows.append([picture.path, BROKEN, *[''] * 16, img])
+    rows, images = [], []
+    for path, image in batch:
+        if image.img is None:
+            rows.append([path, BROKEN, *[''] * 16, image.error])
         else:
-            whole.append((picture, img))
-    found = try_find_faces(detector, [img for _, img in whole])
-    for (picture, img), faces in zip(whole, found):
+            images.append((path, image.img))
+    found = try_find_faces(detector, [img for _, img in images])
+    for (path, img), faces in zip(images, found):
         if isinstance(faces, Exception):
-            reason = f'it can not be searched for faces: {describe(faces)}'
-            rows.append([picture.path, BROKEN, *[''] * 16, reason])
+            reason = f'it cannot be searched for faces: {describe(faces)}'
+            rows.append([path, BROKEN, *[''] * 16, reason])
             continue
         chosen = choose(faces, img.shape[:2], rule)
         if not chosen:
-            rows.append([picture.path, NO_FACE, *[''] * 17])
+            rows.append([path, NO_FACE, *[''] * 17])
         try:
             aligned = [
                 align(dict(img=img, keypoints=face.keypoints))['img']
                 for face in chosen
             ]
         except Exception as error:
-            reason = f'a face can not be aligned: {describe(error)}'
-            rows.append([picture.path, BROKEN, *[''] * 16, reason])
+            reason = f'a face cannot be aligned: {describe(error)}'
+            rows.append([path, BROKEN, *[''] * 16, reason])
             continue
-        # All crops first: a picture with rows is done.
+        # All crops first: an image with rows is done.
         crops = []
         for number, crop in enumerate(aligned, 1):
-            path = picture.crop_path(number, rule == 'all')
+            target = crop_path(path, number, rule == 'all')
             content = cv2.imencode(
-                osp.splitext(path)[1], crop, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
-            write_bytes(osp.join(dst, path), content.tobytes())
-            crops.append(path)
-        for path, face in zip(crops, chosen):
+                osp.splitext(target)[1], crop,
+                [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+            write_bytes(osp.join(dst, target), content.tobytes())
+            crops.append(target)
+        for target, face in zip(crops, chosen):
             numbers = [*face.bbox, *face.keypoints.ravel()]
             rows.append([
-                picture.path, ALIGNED, path, f'{face.score:.4f}',
+                path, ALIGNED, target, f'{face.score:.4f}',
                 *(f'{number:.2f}' for number in numbers),
                 '' if face.landmarks_plausible else IMPLAUSIBLE
             ])
@@ -226,19 +207,19 @@ def align_batch(batch: List[Tuple[Picture, Future]], detector: FaceDetector,
 
 
 def run(args: argparse.Namespace, output: IO[str]) -> int:
-    """Align a tree of pictures.
+    """Align a tree of images.
 
     Args:
         args (Namespace): The options of ``dan-mm align``.
         output (IO[str]): Where to print what happened.
 
     Returns:
-        int: The exit status, 1 if a picture is broken.
+        int: The exit status, 1 if an image is broken.
     """
     if not osp.isdir(args.src):
         raise FileNotFoundError(
             f'Found no folder {osp.abspath(args.src)}, expected one of '
-            'pictures. Check the path.')
+            'images. Check the path.')
     for option in 'batch_size', 'workers':
         if getattr(args, option) < 1:
             raise ValueError(
@@ -248,21 +229,19 @@ def run(args: argparse.Namespace, output: IO[str]) -> int:
     files, others = list_images(args.src)
     if not files:
         raise ValueError(
-            f'{osp.abspath(args.src)} has no picture by its extension, '
+            f'{osp.abspath(args.src)} has no image by its extension, '
             'expected some. Check the path.')
-    pictures = [
-        Picture(args.src, osp.relpath(file, args.src)) for file in files
-    ]
-    check_crops_apart(pictures)
+    images = [osp.relpath(file, args.src) for file in files]
+    check_crops_apart(images)
     check_tree(args.dst, [args.src, *files],
-               [osp.join(args.dst, picture.path) for picture in pictures])
+               [osp.join(args.dst, path) for path in images])
     align = AlignFace(args.size, args.margin, args.interpolation)
     if args.like:
         align = align_like(args.like)
     with lock_folder(args.dst):
-        check_settings(args.dst, align.settings, pictures, args.faces == 'all')
+        check_settings(args.dst, align.settings, images, args.faces == 'all')
         done = read_report(args.dst)
-        remaining = [one for one in pictures if one.path not in done]
+        remaining = [path for path in images if path not in done]
         # What is refused until here changes nothing.
         detector = build_detector(args) if remaining else None
         remove_partials(args.dst)
@@ -297,28 +276,31 @@ def write_report(path: str, done: Dict[str, List[dict]]) -> None:
     write_bytes(path, kept.getvalue().encode('utf-8', 'surrogateescape'))
 
 
-def append_to_report(path: str, pictures: List[Picture],
-                     detector: FaceDetector, align: AlignFace,
-                     args: argparse.Namespace) -> None:
+def append_to_report(report: str, paths: List[str], detector: FaceDetector,
+                     align: AlignFace, args: argparse.Namespace) -> None:
     """Align images, and append their rows to the report."""
     console = Console(stderr=True)
     texts = [HEADER.index(name) for name in TEXTS]
-    with ThreadPoolExecutor(args.workers) as pool, open(
-            path, 'a', newline='', encoding='utf-8',
-            errors='surrogateescape') as file:
-        writer = csv.writer(file)
-        for batch in track(
-                load_ahead(pictures, pool, args.batch_size),
-                'Aligning',
+    images = MediaReader(args.workers).read([(osp.join(args.src, path), False)
+                                             for path in paths])
+    with closing(images), open(
+            report, 'a', newline='', encoding='utf-8',
+            errors='surrogateescape') as file, Progress(
+                *Progress.get_default_columns(),
                 console=console,
-                disable=not console.is_terminal,
-                total=-(-len(pictures) // args.batch_size)):
-            for row in align_batch(batch, detector, align, args.dst,
-                                   args.faces):
+                disable=not console.is_terminal) as progress:
+        task = progress.add_task('Aligning', total=len(paths))
+        writer, remaining = csv.writer(file), iter(paths)
+        for batch in batches(images, args.batch_size):
+            for row in align_batch(
+                    list(zip(islice(remaining, len(batch)), batch)), detector,
+                    align, args.dst, args.faces):
                 for column in texts:
                     row[column] = to_cell(row[column])
                 writer.writerow(row)
             file.flush()
+            progress.advance(task, len(batch))
+            del batch  # before the next images come
 
 
 def align_like(model: str) -> AlignFace:
@@ -337,14 +319,14 @@ def align_like(model: str) -> AlignFace:
 def build_detector(args: argparse.Namespace) -> FaceDetector:
     """Build the detector that the options name."""
     return FaceDetector(
-        args.config,
-        args.checkpoint,
+        args.detector_config,
+        args.detector_checkpoint,
         device=args.device,
         score_thr=args.score_thr)
 
 
 def summarize(report: str, others: List[str], output: IO[str]) -> int:
-    """Print what happened to the pictures.
+    """Print what happened to the images.
 
     Returns:
         int: The exit status.
@@ -357,7 +339,7 @@ def summarize(report: str, others: List[str], output: IO[str]) -> int:
     counts = Counter(status.values())
     crops = [row for row in rows if row['status'] == ALIGNED]
     print(
-        f'{counts[ALIGNED]} pictures aligned ({len(crops)} faces), '
+        f'{counts[ALIGNED]} images aligned ({len(crops)} faces), '
         f'{counts[NO_FACE]} without a face, {counts[BROKEN]} broken. All '
         f'are in {report}.',
         file=output)
@@ -374,7 +356,7 @@ def summarize(report: str, others: List[str], output: IO[str]) -> int:
             file=output)
     if others:
         print(
-            f'  {len(others)} files are no pictures by their extension, '
+            f'  {len(others)} files are no images by their extension, '
             f'the first is {others[0]!r}',
             file=output)
     return int(counts[BROKEN] > 0)

@@ -1,34 +1,34 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import os
 import os.path as osp
-from typing import Optional, Sequence, Set, Tuple
+import warnings
+from typing import Optional, Sequence, Set
 
 import cv2
 import numpy as np
 
 from dan_mm.datasets.loading import prepare_image
 from dan_mm.files import check_tree, partial_path, write_bytes
+from dan_mm.reading import InputImage, MediaReader, VideoWriter
 from .drawing import draw_faces
-from .inferencer import PictureResult
-from .media import Picture, Source, open_video
+from .inferencer import ImageResult
+from .media import Source
 
-# The extensions of videos by their codecs
-VIDEO_FILES = dict(mp4v='.mp4', VP80='.webm')
-# Those of images; others become the last
+# Images with other extensions become PNG.
 IMAGE_FILES = '.jpg', '.jpeg', '.png'
+VIDEO_FILE = '.mp4'
 
 
 class AnnotatedWriter:
-    """Write pictures and videos with the faces drawn into them, in the tree
-    of the inputs. A context manager: a video is whole when it ends.
+    """Write images and videos with the faces drawn into them, in the tree of
+    the inputs. Videos keep their times and their sound.
+
+    It is a context manager: a video is complete when it ends.
 
     Args:
-        out (str): The folder to write. What is there of the same names is
-            replaced.
+        out (str): The folder to write. Files of the same names are replaced.
         inputs (Sequence): What was given: the paths in a folder stay.
         sources (Sequence): All files of that.
-        codec (str): The codec of videos: ``'mp4v'``, or ``'VP80'``, which
-            browsers play. Defaults to ``'mp4v'``.
         max_side (int, optional): Frames whose longer side has more pixels are
             shrunk to that. Defaults to None, any size.
 
@@ -41,10 +41,8 @@ class AnnotatedWriter:
                  out: str,
                  inputs: Sequence[Source],
                  sources: Sequence[Source],
-                 codec: str = 'mp4v',
                  max_side: Optional[int] = None) -> None:
         self.out = out
-        self.codec = codec
         self.max_side = max_side
         self.roots = [
             osp.abspath(item) for item in inputs
@@ -52,7 +50,7 @@ class AnnotatedWriter:
         ]
         self.taken: Set[str] = set()
         self.number = 0
-        self.video: Optional[cv2.VideoWriter] = None
+        self.video: Optional[VideoWriter] = None
         self.source: Optional[str] = None
         files = [item for item in sources if isinstance(item, str)]
         self.folders = {
@@ -69,8 +67,9 @@ class AnnotatedWriter:
                     '').startswith(osp.join(place, '')):
             return True
         extension = osp.splitext(place)[1].lower()
-        return extension in (*IMAGE_FILES, *VIDEO_FILES.values()) and (
-            osp.dirname(place) in map(osp.realpath, self.folders))
+        return extension in (*IMAGE_FILES,
+                             VIDEO_FILE) and (osp.dirname(place) in map(
+                                 osp.realpath, self.folders))
 
     def __enter__(self) -> 'AnnotatedWriter':
         return self
@@ -80,33 +79,30 @@ class AnnotatedWriter:
         if kind is None or kind is KeyboardInterrupt:
             self._close_video()
         elif self.video is not None:
-            self.video.release()
+            self.video.abort()
             os.remove(self.partial)
 
-    def write(self, picture: Picture, result: PictureResult) -> None:
-        """Draw the faces of a picture or frame, and write it.
+    def write(self, image: InputImage, result: ImageResult) -> None:
+        """Draw the faces of an image or frame, and write it.
 
         Args:
-            picture (Picture): The picture.
-            result (PictureResult): Its faces.
+            image (InputImage): The image.
+            result (ImageResult): Its faces.
 
         Raises:
             OSError: If it can't be written.
         """
-        if picture.img is None:
-            # Broken frames keep their time.
-            if picture.frame and picture.path == self.source:
-                self._write_frame(picture, self.last)
+        if image.img is None:
             return
-        img = draw_faces(picture.img, result.faces)
-        if picture.frame is None:
+        img = draw_faces(image.img, result.faces)
+        if image.frame is None:
             self._close_video()
-            path = self._path(picture.path, None)
+            path = self._path(image.path, None)
             write_bytes(path, cv2.imencode(osp.splitext(path)[1], img)[1])
         else:
             if self.max_side:
                 img, _ = prepare_image(img, self.max_side)
-            self._write_frame(picture, img)
+            self._write_frame(image, img)
 
     def _relative(self, source: str) -> str:
         """Get the place of a source in the new tree."""
@@ -119,7 +115,7 @@ class AnnotatedWriter:
         """Choose the path of a result, another one for each source."""
         if source is None:
             self.number += 1
-            source = f'picture{self.number}.png'
+            source = f'image{self.number}.png'
         stem, own = osp.splitext(self._relative(source))
         if extension is None:
             extension = own if own.lower() in IMAGE_FILES else '.png'
@@ -132,45 +128,38 @@ class AnnotatedWriter:
         os.makedirs(osp.dirname(path), exist_ok=True)
         return path
 
-    def _write_frame(self, picture: Picture, img: np.ndarray) -> None:
-        if (self.video is None or picture.path != self.source
-                or not picture.frame):
+    def _write_frame(self, image: InputImage, img: np.ndarray) -> None:
+        if (self.video is None or image.path != self.source
+                or image.frame == 0):
             self._close_video()
-            self._open_video(picture, img.shape[1::-1])
-        if img.shape[1::-1] != self.size:
-            img = cv2.resize(img, self.size)
-        self.video.write(img)
-        self.last = img
-
-    def _open_video(self, picture: Picture, size: Tuple[int, int]) -> None:
-        self.source, self.size = picture.path, size
-        self.target = self._path(picture.path, VIDEO_FILES[self.codec])
-        rate = 25.
-        if osp.isfile(str(picture.path)):
-            video = open_video(picture.path)
-            rate = video.get(cv2.CAP_PROP_FPS)
-            video.release()
-        rate = rate if 1 <= rate <= 240 else 25.
-        self.partial = partial_path(self.target)
-        self.video = cv2.VideoWriter(self.partial,
-                                     cv2.VideoWriter_fourcc(*self.codec), rate,
-                                     size)
-        if not self.video.isOpened():
-            self.video = None
-            raise OSError(f'Can not write the video {self.target}. Check the '
-                          'folder, its permissions and the space on the disk.')
+            self.source = image.path
+            self.target = self._path(image.path, VIDEO_FILE)
+            self.partial = partial_path(self.target)
+            self.video = VideoWriter(self.partial, *img.shape[1::-1])
+        if img.shape[1::-1] != self.video.size:
+            img = cv2.resize(img, self.video.size)
+        self.video.write(img, image.time, image.duration)
 
     def _close_video(self) -> None:
         if self.video is None:
             return
-        self.video.release()
-        self.video = self.source = None
-        check = cv2.VideoCapture(self.partial)
-        whole = check.isOpened() and check.read()[0]
-        check.release()
-        if not whole:
-            if osp.exists(self.partial):
-                os.remove(self.partial)
-            raise OSError(f'The video {self.target} could not be written '
-                          'whole. Check the space on the disk.')
+        video, self.video = self.video, None
+        video.close()
+        if osp.isfile(self.source):
+            self._add_sound()
         os.replace(self.partial, self.target)
+
+    def _add_sound(self) -> None:
+        both = self.partial.replace('.partial', '.sound.partial')
+        try:
+            MediaReader().add_sound(self.partial, self.source, both)
+        except OSError as error:
+            warnings.warn(f'{self.target} has no sound: that of {self.source} '
+                          f'cannot be copied ({error}).')
+        else:
+            # Without sound, there is none.
+            if osp.exists(both):
+                os.replace(both, self.partial)
+        finally:
+            if osp.exists(both):
+                os.remove(both)

@@ -1,56 +1,129 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import colorsys
-from typing import Sequence, Tuple
+import os.path as osp
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import product
+from typing import Iterator, List, Sequence, Tuple
 
 import numpy as np
+from anyascii import anyascii
+from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 
 from .inferencer import FaceResult
+
+# Packages with fonts: European scripts and Arabic, Chinese and Japanese
+FONTS = (('matplotlib', 'mpl-data/fonts/ttf/DejaVuSans.ttf'),
+         ('zhplot', 'fonts/NotoSansSC-Regular.ttf'))
+# A label over another one is worse than one over another face.
+LABEL_WEIGHT = 10
+
+Box = Tuple[float, float, float, float]
 
 
 def draw_faces(img: np.ndarray, faces: Sequence[FaceResult]) -> np.ndarray:
     """Draw boxes with the expressions and their probabilities.
 
     Args:
-        img (ndarray): The picture, BGR, uint8 of shape ``(H, W, 3)``.
+        img (ndarray): The image, BGR, uint8 of shape ``(H, W, 3)``.
         faces (Sequence[FaceResult]): Its faces. They are numbered from 1 in
             their order, or by their tracks in a video with smoothing.
 
     Returns:
-        ndarray: A copy of the picture with the boxes, of the same type.
+        ndarray: A copy of the image with the boxes, of the same type.
     """
-    picture = Image.fromarray(np.ascontiguousarray(img[..., ::-1]))
-    canvas = ImageDraw.Draw(picture)
+    image = Image.fromarray(np.ascontiguousarray(img[..., ::-1]))
+    canvas = ImageDraw.Draw(image)
     # The smaller of many faces would vanish below large letters.
-    unit = max(min(picture.size) / 600, 1)
+    unit = max(min(image.size) / 600, 1)
+    found = [(number if face.track is None else face.track, face)
+             for number, face in enumerate(faces, 1) if face.bbox is not None]
+    boxes = [tuple(map(float, face.bbox)) for _, face in found]
     # From the last on, so that the most certain are on top.
-    for number, face in reversed(list(enumerate(faces, 1))):
-        if face.bbox is None:
-            continue
-        number = number if face.track is None else face.track
-        left, top, right, bottom = map(float, face.bbox)
-        size = np.clip((right - left) / 8, 9 * unit, 18 * unit)
-        font = ImageFont.load_default(size)
-        color = _color(face)
-        canvas.rectangle((left, top, right, bottom),
-                         outline=color,
-                         width=round(2 * unit))
+    for (_, face), box in zip(found[::-1], boxes[::-1]):
+        canvas.rectangle(box, outline=_color(face), width=round(2 * unit))
+    labels: List[Box] = []
+    for i, (number, face) in enumerate(found):
         text = (f'{number} {face.expression} '
                 f'{face.scores[face.expression]:.0%}')
-        label = canvas.textbbox((0, 0), text, font)
-        x = min(max(left, 0), max(picture.width - label[2], 0))
-        y = top - label[3] - unit
-        # A face at the upper border has its label inside.
-        y = y if y >= 0 else max(top, 0) + unit
-        canvas.rectangle((x, y, x + label[2] + 2 * unit, y + label[3] + unit),
-                         fill=color)
-        canvas.text((x + unit, y), text, (0, 0, 0), font)
-    return np.ascontiguousarray(np.asarray(picture)[..., ::-1])
+        size = np.clip((boxes[i][2] - boxes[i][0]) / 8, 9 * unit, 18 * unit)
+        path = find_font(text)
+        # Some script that no font here has
+        text = text if path else anyascii(text)
+        font = ImageFont.truetype(path or find_font(text), size)
+        # All labels of a size are of one height.
+        left, _, right, _ = font.getbbox(text)
+        width, height = right - left + 2 * unit, sum(font.getmetrics()) + unit
+        label = min(
+            _places(boxes[i], width, height, image.size),
+            key=lambda place: LABEL_WEIGHT * _overlap(place, labels) +
+            _overlap(place, boxes[:i] + boxes[i + 1:]))
+        labels.append(label)
+        canvas.rectangle(label, fill=_color(face))
+        canvas.text((label[0] + unit - left, label[1]), text, (0, 0, 0), font)
+    return np.ascontiguousarray(np.asarray(image)[..., ::-1])
 
 
 def _color(face: FaceResult) -> Tuple[int, int, int]:
-    """A light colour for each class, the same in every picture."""
+    """A light colour for each class, the same in every image."""
     place = list(face.scores).index(face.expression) / len(face.scores)
     # Red is no colour for the first one, often neutral.
     red, green, blue = colorsys.hls_to_rgb((place + 0.55) % 1, 0.75, 0.9)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _places(box: Box, width: float, height: float,
+            size: Tuple[int, int]) -> Iterator[Box]:
+    """Places for the label of a box in an image, the best first: above,
+    below and in it, at its left, its right and its middle."""
+    left, top, right, bottom = box
+    for y, x in product((top - height, bottom, top, bottom - height),
+                        (left, right - width, (left + right - width) / 2)):
+        x = min(max(x, 0), max(size[0] - width, 0))
+        y = min(max(y, 0), max(size[1] - height, 0))
+        yield x, y, x + width, y + height
+
+
+def _overlap(box: Box, others: Sequence[Box]) -> float:
+    """The area of a box that others cover, in pixels."""
+    return sum(
+        max(min(box[2], other[2]) - max(box[0], other[0]), 0) *
+        max(min(box[3], other[3]) - max(box[1], other[1]), 0)
+        for other in others)
+
+
+@lru_cache
+def find_font(text: str) -> str:
+    """Find a font that has all letters of a text: one that comes with this
+    package, or one of the system.
+
+    Args:
+        text (str): The text.
+
+    Returns:
+        str: The path of its file, '' if there is none.
+    """
+    return next(
+        (path
+         for path in _font_files() if set(map(ord, text)) <= _letters(path)),
+        '')
+
+
+def _font_files() -> Iterator[str]:
+    for package, name in FONTS:
+        spec = find_spec(package)
+        if spec:
+            yield osp.join(spec.submodule_search_locations[0], name)
+    from matplotlib.font_manager import findSystemFonts
+    yield from sorted(findSystemFonts())
+
+
+@lru_cache
+def _letters(path: str) -> frozenset:
+    try:
+        with TTFont(path, fontNumber=0, lazy=True) as font:
+            return frozenset(font.getBestCmap() or ())
+    except Exception:
+        # Fonts of the system may be of any kind.
+        return frozenset()

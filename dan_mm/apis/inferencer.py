@@ -21,18 +21,18 @@ from dan_mm.description import (MAX_TENSOR, WITH_CONFIG, build_classifier,
                                 check_cost)
 from dan_mm.engine.hooks import compare_weights, list_some
 from dan_mm.models import MAN
+from dan_mm.reading import InputImage, MediaReader, describe
 from .faces import Face, FaceDetector, choose_device
 from .find_model import FoundModel, find_model
-from .media import Picture, Source, describe, expand, read
+from .media import Source, batches, expand, read
 from .orientation import try_find_faces
 from .tracking import FaceTracker
 
-# Pictures are taken together until they have that many pixels.
-MAX_PIXELS = 2**25
 # What is longer is no face, and large after `ResizeEdge`.
 MAX_RATIO = 8
 # What `dan-mm align` writes, if nothing else is known
 ALIGNMENT = dict(size=224, margin=0.1)
+MAX_ALIGNMENT = 10_000  # characters of the file that says how
 SYNTHETIC = ('This model knows synthetic faces only: what it says about '
              'photographs means nothing. Train one on photographs.')
 # What has been said in this process
@@ -65,7 +65,7 @@ class FaceResult:
     Args:
         scores (dict[str, float]): The probability of each class by its name.
         bbox (ndarray, optional): Left, top, right and bottom in pixels of the
-            picture, float32 of shape ``(4, )``. None for an aligned crop.
+            image, float32 of shape ``(4, )``. None for an aligned crop.
         score (float, optional): How sure the detector is, in [0, 1].
         keypoints (ndarray, optional): Left eye, right eye, nose tip, left and
             right corner of the mouth as seen with the face upright, in pixels,
@@ -107,8 +107,8 @@ class FaceResult:
 
 
 @dataclass
-class PictureResult:
-    """The expressions of the faces of a picture, or of a frame of a video.
+class ImageResult:
+    """The expressions of the faces of an image, or of a frame of a video.
 
     Args:
         path (str, optional): The file or the camera. None for an array.
@@ -116,7 +116,7 @@ class PictureResult:
         time (float, optional): In a video, its time in seconds.
         faces (list[FaceResult]): The faces, those that the detector is most
             certain of first.
-        error (str, optional): Why the picture could not be read, or a face of
+        error (str, optional): Why the image could not be read, or a face of
             it not be aligned.
     """
     path: Optional[str] = None
@@ -136,11 +136,11 @@ class PictureResult:
 
 
 class FERInferencer:
-    """Find the faces of pictures, videos and cameras, and tell their
+    """Find the faces of images, videos and cameras, and tell their
     expressions.
 
-    Faces are found by RetinaFace, aligned as the pictures were that the model
-    was trained on, and classified, those of several pictures together.
+    Faces are found by RetinaFace, aligned as the images were that the model
+    was trained on, and classified, those of several images together.
 
     Args:
         model (str | PathLike, optional): The path of a checkpoint or of a work
@@ -154,7 +154,7 @@ class FERInferencer:
             is needed first.
         device (str, optional): Such as ``'cuda:0'``. Defaults to None, the
             first GPU, or the CPU.
-        batch_size (int): How many pictures or frames, and how many times four
+        batch_size (int): How many images or frames, and how many times four
             faces, are taken at once. Defaults to 8.
 
     Attributes:
@@ -189,6 +189,7 @@ class FERInferencer:
         found = find_model(model, config)
         self.device = choose_device(device)
         self.batch_size = batch_size
+        self._reader = MediaReader()
         self.detector = detector
         self.classes = self._find_classes(found.metainfo, found.weights,
                                           found.path)
@@ -290,7 +291,7 @@ class FERInferencer:
                 self._step = min(self._step, max(MAX_TENSOR // largest, 1))
         except Exception as error:
             raise ValueError(
-                f'The model of {path} can not be used for a face '
+                f'The model of {path} cannot be used for a face '
                 f'({type(error).__name__}: {str(error):.300}), expected one '
                 f'of a common size. {WITH_CONFIG}') from error
 
@@ -306,14 +307,14 @@ class FERInferencer:
                  aligned: bool = False,
                  embeddings: bool = False,
                  attention_maps: bool = False,
-                 smoothing: Optional[float] = None) -> List[PictureResult]:
+                 smoothing: Optional[float] = None) -> List[ImageResult]:
         """Tell the expressions of all faces.
 
         Args:
-            inputs (str | PathLike | ndarray | Sequence): A picture as an array
-                (BGR, uint8 of shape ``(H, W, 3)``), the path of a picture or a
+            inputs (str | PathLike | ndarray | Sequence): An image as an array
+                (BGR, uint8 of shape ``(H, W, 3)``), the path of an image or a
                 video, a folder with all its folders, or a list of these.
-            aligned (bool): Whether the pictures are aligned crops of one face,
+            aligned (bool): Whether the images are aligned crops of one face,
                 which need no detector. Defaults to False.
             embeddings (bool): Whether to add the features before the
                 classifier. Defaults to False.
@@ -324,14 +325,14 @@ class FERInferencer:
                 as 0.8. Defaults to None, each frame for itself.
 
         Returns:
-            list[PictureResult]: One for each picture or frame, in order. What
+            list[ImageResult]: One for each image or frame, in order. What
             could not be read has an ``error``.
 
         Raises:
             FileNotFoundError: If a single input is not there.
             ImportError: If mmdet or mmcv's ops are needed and missing.
             TypeError: If an input is something else.
-            ValueError: If a folder has no pictures, or a camera is given,
+            ValueError: If a folder has no images, or a camera is given,
                 which has no end.
         """
         if any(isinstance(source, int) for source in expand(inputs)):
@@ -348,31 +349,31 @@ class FERInferencer:
                aligned: bool = False,
                embeddings: bool = False,
                attention_maps: bool = False,
-               smoothing: Optional[float] = None) -> Iterator[PictureResult]:
-        """Tell expressions while pictures come: of a video of any length, or
+               smoothing: Optional[float] = None) -> Iterator[ImageResult]:
+        """Tell expressions while images come: of a video of any length, or
         a camera, given by its number.
 
         Args and errors are those of :meth:`__call__`.
 
         Yields:
-            PictureResult: One for each picture or frame, in order.
+            ImageResult: One for each image or frame, in order.
         """
-        for _, result in self.stream_pictures(inputs, aligned, embeddings,
-                                              attention_maps, smoothing):
+        for _, result in self.stream_images(inputs, aligned, embeddings,
+                                            attention_maps, smoothing):
             yield result
 
-    def stream_pictures(
+    def stream_images(
         self,
         inputs: Union[Source, Sequence[Source]],
         aligned: bool = False,
         embeddings: bool = False,
         attention_maps: bool = False,
         smoothing: Optional[float] = None
-    ) -> Iterator[Tuple[Picture, PictureResult]]:
-        """The same as :meth:`stream`, with the pictures.
+    ) -> Iterator[Tuple[InputImage, ImageResult]]:
+        """The same as :meth:`stream`, with the images.
 
         Yields:
-            tuple[Picture, PictureResult]: The picture, and its faces.
+            tuple[InputImage, ImageResult]: The image, and its faces.
         """
         if self.synthetic:
             _warn_once(SYNTHETIC)
@@ -382,25 +383,29 @@ class FERInferencer:
         if aligned:
             self._compare_alignment(inputs)
         tracker, video = None, None
-        for batch in self._batches(read(sources), sources):
+        # A camera must not wait for frames to come.
+        camera = any(isinstance(source, int) for source in sources)
+        size = 1 if camera else self.batch_size
+        for batch in batches(read(sources, self._reader), size):
             results = self._predict(batch, aligned, embeddings, attention_maps)
-            for picture, result in zip(batch, results):
-                if smoothing is not None and picture.frame is not None:
-                    if picture.path != video or picture.frame == 0:
-                        tracker, video = FaceTracker(smoothing), picture.path
+            for image, result in zip(batch, results):
+                if smoothing is not None and image.frame is not None:
+                    if image.path != video or image.frame == 0:
+                        tracker, video = FaceTracker(smoothing), image.path
                     self._smooth(tracker, result)
-                yield picture, result
+                yield image, result
+            del batch, image  # before the next images come
 
     def _compare_alignment(self, inputs) -> None:
         """Warn of folders whose faces were aligned in another way."""
         for item in inputs if isinstance(inputs, (list, tuple)) else [inputs]:
             path = osp.join(str(item), ALIGNMENT_FILE)
             if isinstance(item, (str, PathLike)) and osp.isfile(path):
-                with open(path, encoding='utf-8') as file:
-                    try:
-                        found = json.load(file)
-                    except ValueError:
-                        found = 'something that can not be read'
+                try:
+                    with open(path, encoding='utf-8') as file:
+                        found = json.loads(file.read(MAX_ALIGNMENT))
+                except (OSError, RecursionError, ValueError):
+                    found = 'something that cannot be read'
                 if found != self.alignment:
                     _warn_once(
                         f'{path} says that its faces were aligned with '
@@ -408,29 +413,14 @@ class FERInferencer:
                         'it says about them may be wrong. Align them with '
                         '`dan-mm align --like MODEL`.')
 
-    def _batches(self, pictures: Iterator[Picture],
-                 sources: list) -> Iterator[List[Picture]]:
-        # A camera must not wait for frames to come.
-        camera = any(isinstance(source, int) for source in sources)
-        batch, pixels = [], 0
-        for picture in pictures:
-            batch.append(picture)
-            pixels += 0 if picture.img is None else picture.img[..., 0].size
-            if camera or len(batch) == self.batch_size or pixels > MAX_PIXELS:
-                yield batch
-                batch, pixels = [], 0
-        if batch:
-            yield batch
-
-    def _predict(self, batch: List[Picture], aligned: bool, embeddings: bool,
-                 attention_maps: bool) -> List[PictureResult]:
+    def _predict(self, batch: List[InputImage], aligned: bool,
+                 embeddings: bool, attention_maps: bool) -> List[ImageResult]:
         results = [
-            PictureResult(picture.path, picture.frame, picture.time, [],
-                          picture.error) for picture in batch
+            ImageResult(image.path, image.frame, image.time, [], image.error)
+            for image in batch
         ]
-        whole = [(picture.img, result)
-                 for picture, result in zip(batch, results)
-                 if picture.img is not None]
+        whole = [(image.img, result) for image, result in zip(batch, results)
+                 if image.img is not None]
         if aligned:
             found = [[None]] * len(whole)
         else:
@@ -440,7 +430,7 @@ class FERInferencer:
         faces = []
         for (img, result), several in zip(whole, found):
             if isinstance(several, Exception):
-                result.error = (f'{result.path or "An array"} can not be '
+                result.error = (f'{result.path or "An array"} cannot be '
                                 f'searched for faces: {describe(several)}')
             else:
                 faces += [(img, face, result) for face in several]
@@ -454,10 +444,15 @@ class FERInferencer:
                 except Exception as error:
                     where = 'The crop' if face is None else (
                         f'A face at {face.bbox.tolist()}')
-                    result.error = (f'{where} can not be aligned: '
+                    result.error = (f'{where} cannot be aligned: '
                                     f'{describe(error)}')
-            classified = self._classify(crops, embeddings, attention_maps)
+            classified = self._try_to_classify(crops, embeddings,
+                                               attention_maps)
             for (face, result), one in zip(whole, classified):
+                if isinstance(one, Exception):
+                    result.error = (f'A face of {result.path or "an array"} '
+                                    f'cannot be classified: {describe(one)}')
+                    continue
                 if face is not None:
                     one = replace(one, **face._asdict())
                 result.faces.append(one)
@@ -475,6 +470,22 @@ class FERInferencer:
             img = cv2.cvtColor(
                 cv2.cvtColor(img, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
         return img
+
+    def _try_to_classify(
+            self, crops: List[np.ndarray], embeddings: bool,
+            attention_maps: bool) -> List[Union[FaceResult, Exception]]:
+        """Classify crops; one on which that fails stops no other."""
+        try:
+            return self._classify(crops, embeddings, attention_maps)
+        except ValueError:
+            raise  # the weights are broken
+        except Exception as error:
+            if len(crops) == 1:
+                return [error]
+        return [
+            self._try_to_classify([crop], embeddings, attention_maps)[0]
+            for crop in crops
+        ]
 
     @torch.inference_mode()
     def _classify(self, crops: List[np.ndarray], embeddings: bool,
@@ -509,7 +520,7 @@ class FERInferencer:
                         crop=crop if attention_maps else None))
         return results
 
-    def _smooth(self, tracker: FaceTracker, result: PictureResult) -> None:
+    def _smooth(self, tracker: FaceTracker, result: ImageResult) -> None:
         scores = [
             np.array(list(face.scores.values()), np.float32)
             for face in result.faces

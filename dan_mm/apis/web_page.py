@@ -2,6 +2,7 @@
 """The page of `dan-mm web`."""
 import glob
 import html
+import math
 import os
 import re
 import threading
@@ -15,13 +16,13 @@ import cv2
 import numpy as np
 import torch
 from mmengine.visualization import Visualizer
-from PIL import Image, UnidentifiedImageError
 
 from dan_mm.datasets.loading import prepare_image
+from dan_mm.reading import MediaReader
 from .annotate import AnnotatedWriter
 from .drawing import draw_faces
-from .inferencer import SYNTHETIC, FERInferencer, PictureResult
-from .media import VIDEOS, is_video, open_video, read_image
+from .inferencer import SYNTHETIC, FERInferencer, ImageResult
+from .media import VIDEOS, is_video
 
 # Gradio would tell its makers of each start.
 os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
@@ -42,7 +43,6 @@ PRIVACY = ('Images and videos go to the machine that runs this page and no '
 MAX_IMAGE, MAX_VIDEO = 64, 200  # megabytes
 MAX_LENGTH = 60  # seconds of a video
 MAX_WORK = 300  # seconds that a video may take
-MAX_FRAME = 2**24  # pixels
 MAX_ROWS = 500
 # How many requests are under way at once. An image does not wait for videos.
 IMAGES_AT_ONCE, VIDEOS_AT_ONCE = 6, 2
@@ -52,6 +52,7 @@ SMOOTHING = 0.8
 LARGE = 12_500_000  # pixels of an image
 MAX_WAIT = 5  # seconds that a large image waits for another one
 one_large = threading.Lock()
+reader = MediaReader()
 CROP = 224
 CSS = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important}
@@ -72,27 +73,6 @@ CSS = """
 """
 
 
-def read(path: str) -> np.ndarray:
-    """Read an uploaded file as a BGR image.
-
-    Raises:
-        ValueError: If that is not possible, with the reason.
-    """
-    size = os.path.getsize(path)
-    if size > MAX_IMAGE * 2**20:
-        raise ValueError(f'it has {size / 2**20:.0f} MB, expected at most '
-                         f'{MAX_IMAGE} MB. Shrink it.')
-    try:
-        return read_image(path)
-    except (OSError, ValueError) as error:
-        # The message itself is for who keeps a data set.
-        reason = error.__cause__
-        if reason is None or isinstance(reason, UnidentifiedImageError):
-            reason = 'it is empty or in no known format'
-        raise ValueError(f'it can not be read: {reason}. Try another, '
-                         'such as a JPEG or PNG.') from error
-
-
 @contextmanager
 def at_most_one_large(path: str) -> Iterator[None]:
     """Bound the memory of images that are looked at together.
@@ -101,9 +81,8 @@ def at_most_one_large(path: str) -> Iterator[None]:
         ValueError: If this image is large and another one is under way.
     """
     try:
-        with Image.open(path) as header:
-            large = header.width * header.height > LARGE
-    except Exception:
+        large = math.prod(reader.read_size(path)) > LARGE
+    except (OSError, ValueError):
         # Reading it will say what is wrong.
         large = False
     # Waiting keeps the place of others.
@@ -175,7 +154,17 @@ def look(inferencer: FERInferencer, path: str) -> tuple:
     Returns:
         tuple: A sentence, the image with boxes in RGB, and the faces.
     """
-    img = read(path)
+    size = os.path.getsize(path)
+    if size > MAX_IMAGE * 2**20:
+        raise ValueError(f'it has {size / 2**20:.0f} MB, expected at most '
+                         f'{MAX_IMAGE} MB. Shrink it.')
+    # Whatever its extension, it is no video.
+    [image] = reader.read([(path, False)])
+    if image.img is None:
+        # The path on this machine is nobody's business.
+        name = os.path.basename(path)
+        raise ValueError(image.error.replace(path, name))
+    img = image.img
     [result] = inferencer(img, attention_maps=True)
     # Copies of a large image would be large.
     img, (scale, _) = prepare_image(img, SHOWN)
@@ -196,7 +185,7 @@ def answer_image(inferencer: FERInferencer, path: Optional[str]) -> list:
                 message, drawn, faces = look(inferencer, path)
         except Exception as error:
             # Whatever an image does is its own failure.
-            message = f'This image can not be used: {error}'
+            message = f'This image cannot be used: {error}'
     crops = [(to_rgb(face.crop), f'{i} {face.expression}')
              for i, face in enumerate(faces, 1)]
     return [
@@ -233,7 +222,7 @@ class Timeline:
         self.last: Dict[int, Span] = {}
         self.time = 0.
 
-    def add(self, result: PictureResult) -> None:
+    def add(self, result: ImageResult) -> None:
         """Take the faces of the next frame."""
         self.time = result.time
         for face in result.faces:
@@ -275,49 +264,43 @@ def answer_video(inferencer: FERInferencer,
         yield show_video(f'The name {name} has no extension of a video, '
                          f'expected one of {", ".join(VIDEOS)}.')
         return
-    video = open_video(path)
-    frames, rate, width, height = (
-        video.get(what)
-        for what in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS,
-                     cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-    video.release()
-    if width * height > MAX_FRAME:
-        yield show_video(f'The video has frames of {width:.0f}x{height:.0f} '
-                         f'pixels, expected at most {MAX_FRAME} of them. '
-                         'Shrink it.')
-        return
-    length = frames / rate if frames > 0 and rate > 0 else MAX_LENGTH
     timeline, notes = Timeline(), []
     begin = shown = time.monotonic()
     # Gradio serves what is there, and deletes it later.
     folder = mkdtemp(dir=os.environ['GRADIO_TEMP_DIR'])
-    writer = AnnotatedWriter(folder, [path], [path], 'VP80', SHOWN_VIDEO)
-    stream = inferencer.stream_pictures(path, smoothing=SMOOTHING)
-    with writer, closing(stream):
-        for picture, result in stream:
-            now = time.monotonic()
-            if (result.time or 0) > MAX_LENGTH:
-                notes.append(f'Only the first {MAX_LENGTH} s are shown: '
-                             'this page takes no more.')
-                break
-            if now - begin > MAX_WORK:
-                notes.append(
-                    f'Only the first {timeline.time:.1f} s are shown: it '
-                    f'took longer than {MAX_WORK // 60} minutes.')
-                break
-            if result.error and not notes:
-                # The path on this machine is nobody's business.
-                notes.append(result.error.replace(path, name))
-            writer.write(picture, result)
-            if result.time is not None:
-                timeline.add(result)
-            # Where the visitor has left, Gradio ends it here.
-            if now - shown > 1:
-                shown = now
-                done = timeline.time / min(length, MAX_LENGTH)
-                yield show_video(f'{min(done, 1):.0%} of the video is '
-                                 'done …')
-    written = next(glob.iglob(f'{folder}/*.webm'), None)
+    writer = AnnotatedWriter(folder, [path], [path], SHOWN_VIDEO)
+    stream = inferencer.stream_images(path, smoothing=SMOOTHING)
+    try:
+        with writer, closing(stream):
+            for image, result in stream:
+                now = time.monotonic()
+                if (result.time or 0) > MAX_LENGTH:
+                    notes.append(f'Only the first {MAX_LENGTH} s are shown: '
+                                 'this page takes no more.')
+                    break
+                if now - begin > MAX_WORK:
+                    notes.append(
+                        f'Only the first {timeline.time:.1f} s are shown: it '
+                        f'took longer than {MAX_WORK // 60} minutes.')
+                    break
+                if result.error and not notes:
+                    # The path on this machine is nobody's business.
+                    notes.append(result.error.replace(path, name))
+                writer.write(image, result)
+                if result.time is not None:
+                    timeline.add(result)
+                # Where the visitor has left, Gradio ends it here.
+                if now - shown > 1:
+                    shown = now
+                    done = max(timeline.time / MAX_LENGTH,
+                               (image.frame or 0) / (image.frames or math.inf))
+                    yield show_video(f'{min(done, 1):.0%} of the video is '
+                                     'done …')
+    except Exception as error:
+        # Whatever a video does is its own failure.
+        reason = str(error).replace(path, name)
+        notes.append(f'This video cannot be used: {reason}')
+    written = next(glob.iglob(f'{folder}/*.mp4'), None)
     if written:
         notes.insert(0, summarize_video(timeline))
     if timeline.spans[MAX_ROWS:]:

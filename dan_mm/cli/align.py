@@ -46,8 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='align as the faces that a model was trained on (a checkpoint, a '
         'work folder, or a name of the model index), instead of --size, '
         '--margin and --interpolation')
-    parser.add_argument('--config', help='the config of another detector')
-    parser.add_argument('--checkpoint', help='the weights of the detector')
+    parser.add_argument(
+        '--detector-config', help='the config of another detector')
+    parser.add_argument(
+        '--detector-checkpoint', help='the weights of the detector')
     parser.add_argument('--device', help='(default: a GPU, or the CPU)')
     parser.add_argument(
         '--batch-size',
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--workers',
         type=int,
         default=os.cpu_count(),
-        help='threads that load images (default: %(default)s)')
+        help='processes that decode images (default: %(default)s)')
     add_verbose(parser)
 
 

@@ -96,7 +96,7 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
 
     from dan_mm.apis import FaceDetector, FERInferencer
     from dan_mm.apis.inferencer import printable
-    from dan_mm.apis.media import count, expand
+    from dan_mm.apis.media import expand
     inputs = [
         int(item) if item.isdecimal() and not osp.exists(item) else item
         for item in args.inputs
@@ -121,7 +121,9 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
     summary = Summary()
     with ExitStack() as stack:
         console = Console(stderr=True)
-        total = count(sources)
+        # A camera is endless.
+        total = None if any(isinstance(item, int)
+                            for item in sources) else len(sources)
         progress = stack.enter_context(
             Progress(
                 TextColumn('Predicting'),
@@ -131,11 +133,10 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
                 console=console,
                 transient=True,
                 # Results on the same terminal show how far it is.
-                disable=not console.is_terminal or total == 1
-                or output.isatty()))
+                disable=not console.is_terminal or output.isatty()))
         task = progress.add_task('', total=total)
         writers = []
-        for picture, result in inferencer.stream_pictures(
+        for image, result in inferencer.stream_images(
                 sources,
                 aligned=args.aligned,
                 embeddings=args.embeddings,
@@ -147,11 +148,15 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
             summary.add(result)
             for writer in writers:
                 try:
-                    writer.write(picture, result)
+                    writer.write(image, result)
                 except OSError as error:
                     if error.errno != errno.ENAMETOOLONG:
                         raise
                     summary.errors.append(str(error))
+            # The frames of a video are known when it is open.
+            if image.frame == 0 and image.frames and total is not None:
+                total += image.frames - 1
+                progress.update(task, total=total)
             progress.advance(task)
     output.flush()
     for line in summary.lines():
@@ -256,7 +261,7 @@ class TextWriter:
     def __init__(self, file: IO[str]) -> None:
         self.file = file
 
-    def write(self, picture, result) -> None:
+    def write(self, image, result) -> None:
         """Print an image."""
         from dan_mm.apis.inferencer import printable
         place = printable(str(result.path))
@@ -283,7 +288,7 @@ class JSONWriter:
     def __init__(self, file: IO[str]) -> None:
         self.file = file
 
-    def write(self, picture, result) -> None:
+    def write(self, image, result) -> None:
         """Write an image."""
         # Names that are no valid text stay readable as escapes.
         line = json.dumps(result.to_dict(), allow_nan=False)
@@ -304,7 +309,7 @@ class CSVWriter:
             'landmarks_plausible', 'error'
         ])
 
-    def write(self, picture, result) -> None:
+    def write(self, image, result) -> None:
         """Write an image."""
         path = result.path
         place = [

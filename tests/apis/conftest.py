@@ -24,27 +24,27 @@ class StubDetector:
     def __init__(self):
         self.batches = []
 
-    def __call__(self, pictures):
-        self.batches.append(len(pictures))
+    def __call__(self, images):
+        self.batches.append(len(images))
         return [[
             Face(
                 np.array([SIDE * i, 0, SIDE * (i + 1), SIDE],
                          np.float32), 0.99 - 0.0001 * i,
                 (SIDE * (UPRIGHT + (i + 0.5, 0.6))).astype('f4'))
-            for i in range(picture[0, 0, 0])
-        ] for picture in pictures]
+            for i in range(image[0, 0, 0])
+        ] for image in images]
 
 
 @pytest.fixture
-def picture_of():
-    """A function that draws a picture of so many faces for that detector:
+def image_of():
+    """A function that draws an image of so many faces for that detector:
     uint8 (60, 60 * number, 3)."""
 
     def draw(number, seed=0):
         faces = [draw_face(seed + i, SIDE) for i in range(max(number, 1))]
-        picture = cv2.cvtColor(np.hstack(faces), cv2.COLOR_GRAY2BGR)
-        picture[0, 0] = number
-        return picture
+        image = cv2.cvtColor(np.hstack(faces), cv2.COLOR_GRAY2BGR)
+        image[0, 0] = number
+        return image
 
     return draw
 

@@ -1,5 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""A tree of pictures to a tree of aligned faces."""
+"""A tree of images to a tree of aligned faces."""
 import csv
 import hashlib
 import json
@@ -21,24 +21,24 @@ SIZE = 64
 
 
 class Stub:
-    """A detector that finds as many faces as a picture's corner says, one
-    beside the other, and loses heart after some pictures."""
+    """A detector that finds as many faces as an image's corner says, one
+    beside the other, and loses heart after some images."""
 
     def __init__(self, patience=None):
         self.patience = patience
         self.sizes = []
 
-    def __call__(self, pictures):
-        self.sizes.append(len(pictures))
+    def __call__(self, images):
+        self.sizes.append(len(images))
         if self.patience is not None:
-            self.patience -= len(pictures)
+            self.patience -= len(images)
             if self.patience < 0:
                 raise KeyboardInterrupt
-        return [self.find(picture) for picture in pictures]
+        return [self.find(image) for image in images]
 
-    def find(self, picture):
+    def find(self, image):
         faces = []
-        for i in range(int(picture[0, 0, 0])):
+        for i in range(int(image[0, 0, 0])):
             # The second is the largest, the third in the middle.
             side = 30 + 10 * (i == 1)
             left = (20, 100, 85)[i]
@@ -48,7 +48,7 @@ class Stub:
         return faces
 
 
-def picture(number, faces):
+def image(number, faces):
     img = cv2.resize(draw_face(number, 120), (200, 160))
     img = cv2.cvtColor(img, cv2.COLOR_GRAY2BGR)
     img[0, 0] = faces
@@ -71,14 +71,14 @@ def tool(monkeypatch):
 
 @pytest.fixture
 def tree(tmp_path):
-    """In the layout of SFEW, with what people have beside pictures."""
+    """In the layout of SFEW, with what people have beside images."""
     src = tmp_path / 'src'
     for i, name in enumerate(('Train/Angry/a.png', 'Train/Angry/b.png',
                               'Train/Happy/ünï cödé.png', 'Val/Happy/d.png')):
         path = src / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(
-            cv2.imencode('.png', picture(i, (1, 3, 2, 0)[i]))[1].tobytes())
+            cv2.imencode('.png', image(i, (1, 3, 2, 0)[i]))[1].tobytes())
     whole = (src / 'Train/Angry/a.png').read_bytes()
     (src / 'Val/Happy/broken.png').write_bytes(whole[:len(whole) // 2])
     (src / 'Val/Happy/empty.jpg').write_bytes(b'')
@@ -109,7 +109,7 @@ def test_a_tree(tool, tree, tmp_path, capsys):
         'faces.csv', 'alignment.json'
     }
     output = capsys.readouterr().out
-    assert '3 pictures aligned (3 faces), 1 without a face, 2 broken' in output
+    assert '3 images aligned (3 faces), 1 without a face, 2 broken' in output
     assert "no face: 'Val/Happy/d.png'" in output
     assert "'Val/Happy/broken.png', 'Val/Happy/empty.jpg'" in output
     assert 'notes.txt' in output
@@ -192,7 +192,7 @@ def test_refusals(tool, tree, tmp_path):
     with pytest.raises(ValueError, match='neither to be in the other'):
         tool(tree, tree / 'faces')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(ValueError, match='no picture by its extension'):
+    with pytest.raises(ValueError, match='no image by its extension'):
         tool(tmp_path / 'empty', tmp_path / 'dst')
 
 
@@ -202,7 +202,7 @@ def test_formats(tool, tmp_path):
     src.mkdir()
     for name in 'a.JPG', 'a.bmp', 'a.webp':
         # In the corner, compression changes the number of faces by little.
-        img = picture(0, 1)
+        img = image(0, 1)
         img[:16, :16] = 1
         cv2.imwrite(str(src / name), img)
     tool(src, tmp_path / 'dst')
@@ -218,7 +218,7 @@ def test_crops_that_would_overwrite_each_other(tool, tmp_path):
     src = tmp_path / 'src'
     src.mkdir()
     for name in 'a.bmp', 'a.bmp.png':
-        cv2.imwrite(str(src / name), picture(0, 1))
+        cv2.imwrite(str(src / name), image(0, 1))
     with pytest.raises(ValueError, match="both be 'a.bmp.png', expected"):
         tool(src, tmp_path / 'dst')
     assert not list(tmp_path.glob('dst/*.png'))
@@ -239,17 +239,17 @@ def test_like_a_model(tool, tree, work_dir, tmp_path):
     assert crop.shape == (48, 48, 3)
 
 
-def test_a_face_that_can_not_be_aligned(tool, tree, tmp_path):
-    """Stops no other picture, and leaves no crop of its own."""
+def test_a_face_that_cannot_be_aligned(tool, tree, tmp_path):
+    """Stops no other image, and leaves no crop of its own."""
 
     detector = Stub()
     call = Stub.__call__
     spoilt = []
 
-    def find(pictures):
-        if is_crop(pictures[0]):
-            return [[] for _ in pictures]  # nor in another orientation
-        found = call(detector, pictures)
+    def find(images):
+        if is_crop(images[0]):
+            return [[] for _ in images]  # nor in another orientation
+        found = call(detector, images)
         if not spoilt:
             spoilt.append(found[0])
             found[0][-1] = found[0][-1]._replace(
@@ -261,7 +261,7 @@ def test_a_face_that_can_not_be_aligned(tool, tree, tmp_path):
     with open(tmp_path / 'dst' / 'faces.csv', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
     broken = [row for row in rows if row['status'] == 'broken']
-    [row] = [row for row in broken if 'can not be aligned' in row['detail']]
+    [row] = [row for row in broken if 'cannot be aligned' in row['detail']]
     stem = row['path'].split('.')[0]
     assert not list((tmp_path / 'dst').glob(f'{stem}*'))
     assert any(row['status'] == 'aligned' for row in rows)

@@ -38,13 +38,13 @@ def predict(work_dir, detector, monkeypatch, capfd):
 
 
 @pytest.fixture
-def tree(tmp_path, picture_of, write_video):
-    """Pictures, a video and what is neither."""
+def tree(tmp_path, image_of, write_video):
+    """Images, a video and what is neither."""
     src = tmp_path / 'src'
     (src / 'sub').mkdir(parents=True)
     for name, number in (('a.png', 1), ('sub/grüße.png', 2), ('none.png', 0)):
-        cv2.imwrite(str(src / name), picture_of(number))
-    frames = [picture_of(1, i) for i in range(5)]
+        cv2.imwrite(str(src / name), image_of(number))
+    frames = [image_of(1, i) for i in range(5)]
     for frame in frames:
         frame[:8, :8, 0] = 1
     write_video(src / 'film.avi', frames, 'HFYU', rate=10)
@@ -57,7 +57,8 @@ def test_all_outputs(predict, tree, tmp_path):
     code, output, error = predict(tree, '--out', out, '--json', lines, '--csv',
                                   table)
     assert code == 0 and output == '', error
-    assert error.startswith('3 images, 5 frames, 8 faces: '), error
+    assert 'extensions are skipped: notes.txt.' in error
+    assert '3 images, 5 frames, 8 faces: ' in error
     found = sorted(
         os.path.relpath(path, out) for path in out.rglob('*')
         if path.is_file())
@@ -106,19 +107,19 @@ def test_one_bad_file(predict, tree):
     assert code == 1
     assert len(output.splitlines()) == 9
     assert 'b.png cannot be decoded' in error
-    assert 'c.mp4 can not be opened' in error
+    assert 'c.mp4 cannot be opened' in error
     # Missing ones, too
     code, output, error = predict(tree / 'a.png', tree / 'missing.png')
     assert code == 1 and len(output.splitlines()) == 1
-    assert f'Found no picture {tree}/missing.png' in error
+    assert f'Found no image {tree}/missing.png' in error
 
 
 def test_one_bad_face(predict, tree, tmp_path, detector, monkeypatch):
-    """The other one of the picture is printed, and written."""
+    """The other one of the image is printed, and written."""
     find = type(detector).__call__
 
-    def spoil(self, pictures):
-        found = find(self, pictures)
+    def spoil(self, images):
+        found = find(self, images)
         for faces in found:
             if len(faces) == 2:
                 faces[0].keypoints[:] = 7
@@ -126,11 +127,11 @@ def test_one_bad_face(predict, tree, tmp_path, detector, monkeypatch):
 
     monkeypatch.setattr(type(detector), '__call__', spoil)
     code, output, error = predict(tree / 'sub', '--csv', tmp_path / 'table')
-    assert code == 1 and 'can not be aligned' in error
+    assert code == 1 and 'cannot be aligned' in error
     assert '1 image, 1 face: ' in error
     with open(tmp_path / 'table', newline='', encoding='utf-8') as file:
         [row] = csv.DictReader(file)
-    assert row['left'] == '60.00' and 'can not be aligned' in row['error']
+    assert row['left'] == '60.00' and 'cannot be aligned' in row['error']
     code, output, _ = predict(tree / 'sub')
     assert code == 1 and len(output.splitlines()) == 1
 
@@ -139,10 +140,10 @@ def test_implausible_landmarks(predict, tree, tmp_path, detector, monkeypatch):
     """Every output says so."""
     find = type(detector).__call__
 
-    def shrink(self, pictures):
-        if is_crop(pictures[0]):
-            return [[] for _ in pictures]  # nor in another orientation
-        found = find(self, pictures)
+    def shrink(self, images):
+        if is_crop(images[0]):
+            return [[] for _ in images]  # nor in another orientation
+        found = find(self, images)
         for face in (face for faces in found for face in faces):
             face.keypoints[:] = face.keypoints[2] + 0.3 * (
                 face.keypoints - face.keypoints[2])
@@ -181,10 +182,10 @@ def test_a_name_that_is_no_text(predict, tree, tmp_path):
     assert predict(tree)[0] == 0
 
 
-def test_two_files_of_one_name(predict, tree, tmp_path, picture_of):
+def test_two_files_of_one_name(predict, tree, tmp_path, image_of):
     """Neither overwrites the other, nor the source."""
     other = tmp_path / 'a.png'
-    cv2.imwrite(str(other), picture_of(0))
+    cv2.imwrite(str(other), image_of(0))
     before = other.read_bytes()
     code, *_ = predict(tree / 'a.png', other, '--out', tmp_path / 'out')
     assert code == 0
@@ -192,9 +193,9 @@ def test_two_files_of_one_name(predict, tree, tmp_path, picture_of):
     assert other.read_bytes() == before
 
 
-def test_refusals(predict, tree, tmp_path, picture_of):
+def test_refusals(predict, tree, tmp_path, image_of):
     other = tmp_path / 'a.png'
-    cv2.imwrite(str(other), picture_of(2))
+    cv2.imwrite(str(other), image_of(2))
     before = (tree / 'a.png').read_bytes()
     for arguments, sentence in (
         ([tmp_path / 'nowhere'], 'Found no file or folder'),
@@ -216,12 +217,12 @@ def test_refusals(predict, tree, tmp_path, picture_of):
     assert (tree / 'a.png').read_bytes() == before
 
 
-def test_long_names_lose_no_other(predict, tmp_path, picture_of):
+def test_long_names_lose_no_other(predict, tmp_path, image_of):
     """A name that fits for the input alone"""
     src = tmp_path / 'src'
     src.mkdir()
     for name in f'{"a" * 250}.bmp', 'b.png':
-        cv2.imwrite(str(tmp_path / 'x.png'), picture_of(1))
+        cv2.imwrite(str(tmp_path / 'x.png'), image_of(1))
         os.replace(tmp_path / 'x.png', src / name)
     os.rename(src / f'{"a" * 250}.bmp', src / f'{"a" * 251}.bmp')
     code, _, error = predict(src, src, '--out', tmp_path / 'out')
@@ -295,7 +296,7 @@ def test_a_full_disk(predict, tree):
         assert code == 2 and 'disk is full' in error
 
 
-def test_a_full_disk_for_pictures(predict, tree, tmp_path, monkeypatch):
+def test_a_full_disk_for_images(predict, tree, tmp_path, monkeypatch):
     """What was written stays, and nothing is half there."""
     out = tmp_path / 'out'
     lines = tmp_path / 'lines'
@@ -371,8 +372,8 @@ def test_the_summary_counts_in_grammar(number, images, faces, words):
     summary = cli.predict.Summary()
     for i in range(number):
         summary.add(
-            apis.PictureResult(faces=[apis.FaceResult(dict(anger=1.))] *
-                               (i < faces)))
+            apis.ImageResult(faces=[apis.FaceResult(dict(anger=1.))] *
+                             (i < faces)))
     assert list(summary.lines()) == [words]
 
 

@@ -25,12 +25,12 @@ class FindsPasted:
             for scene in load_sample_images().images
         ]
 
-    def __call__(self, pictures):
-        return [self.find(picture) for picture in pictures]
+    def __call__(self, images):
+        return [self.find(image) for image in images]
 
-    def find(self, picture):
+    def find(self, image):
         differs = min(
-            (np.abs(picture - scene).max(2) > 0 for scene in self.scenes),
+            (np.abs(image - scene).max(2) > 0 for scene in self.scenes),
             key=np.sum)
         y, x = np.nonzero(differs)
         first = np.array([x.min(), y.min()])
@@ -63,20 +63,20 @@ def test_pasted(tool, ferplus_root, capsys):
     crops are."""
     tool('--ferplus', ferplus_root, '--num', 40, detector=FindsPasted())
     output = capsys.readouterr().out
-    assert '40 pictures of FER+' in output
+    assert '40 images of FER+' in output
     assert '100.0% found, and 0 faces elsewhere' in output
     clean = number(r'clean crops: ([\d.]+)%', output)
     pasted = number(r'in the scenes: ([\d.]+)%', output)
     assert abs(clean - pasted) <= 5
 
 
-def test_portraits(tool, detector, picture_of, tmp_path, capsys):
+def test_portraits(tool, detector, image_of, tmp_path, capsys):
     with open(tmp_path / 'index.csv', 'w') as file:
         writer = csv.writer(file)
         writer.writerow(['file', 'person', 'expression'])
         for i in range(6):
             name = f'{i}.png'
-            cv2.imwrite(str(tmp_path / name), picture_of(int(i > 0), i))
+            cv2.imwrite(str(tmp_path / name), image_of(int(i > 0), i))
             writer.writerow([name, i // 2, ('happy', 'neutral')[i % 2]])
     tool('--portraits', tmp_path, detector=detector)
     output = capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_portraits(tool, detector, picture_of, tmp_path, capsys):
     assert 'best for the other persons' in output
     # No face at all is a result, too.
     for path in tmp_path.glob('*.png'):
-        cv2.imwrite(str(path), picture_of(0))
+        cv2.imwrite(str(path), image_of(0))
     tool('--portraits', tmp_path, detector=detector)
     assert 'found in 0.0%' in capsys.readouterr().out
     (tmp_path / '3.png').write_bytes(b'x')

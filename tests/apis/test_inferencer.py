@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from dan_mm.apis import FERInferencer, draw_faces, inferencer
 from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.datasets import AlignFace, FERPlus, align_face
+from dan_mm.reading import InputImage, MediaReader
 
 CLASSES = FERPlus.METAINFO['classes']
 
@@ -35,8 +36,8 @@ def edit(source, target, **meta):
     return target
 
 
-def test_faces_of_pictures(fer, picture_of):
-    results = fer([picture_of(number) for number in (2, 0, 1)])
+def test_faces_of_images(fer, image_of):
+    results = fer([image_of(number) for number in (2, 0, 1)])
     assert [len(result.faces) for result in results] == [2, 0, 1]
     for result in results:
         assert result.error is result.path is result.frame is None
@@ -82,14 +83,14 @@ def test_the_scores_are_those_of_the_runner(fer, work_dir, tmp_path,
             list(one.faces[0].scores.values()), other.pred_score, atol=1e-5)
 
 
-def test_faces_are_aligned_as_in_training(fer, picture_of):
+def test_faces_are_aligned_as_in_training(fer, image_of):
     """As FER+ is: its size, its places of the landmarks, and grey."""
-    picture = picture_of(2)
-    picture[5:50, 10:110, 2] //= 2  # some colour
-    [result] = fer(picture, attention_maps=True)
+    image = image_of(2)
+    image[5:50, 10:110, 2] //= 2  # some colour
+    [result] = fer(image, attention_maps=True)
     for face in result.faces:
         assert face.crop.shape == (48, 48, 3)
-        expected = align_face(picture, face.keypoints,
+        expected = align_face(image, face.keypoints,
                               **FERPlus.METAINFO['alignment'])
         expected = cv2.cvtColor(expected, cv2.COLOR_BGR2GRAY)
         assert (face.crop == expected[..., None]).all()
@@ -100,7 +101,7 @@ def test_faces_are_aligned_as_in_training(fer, picture_of):
             atol=1e-5)
 
 
-def test_the_alignment_of_the_checkpoint(work_dir, detector, picture_of,
+def test_the_alignment_of_the_checkpoint(work_dir, detector, image_of,
                                          tmp_path):
     folder = shutil.copytree(work_dir, tmp_path / 'work')
     settings = dict(size=40, margin=0.2, interpolation='bicubic')
@@ -108,9 +109,9 @@ def test_the_alignment_of_the_checkpoint(work_dir, detector, picture_of,
     edit(folder / 'epoch_5.pth', folder / 'epoch_5.pth', dataset_meta=meta)
     fer = FERInferencer(folder, detector=detector)
     assert fer.alignment == settings
-    picture = picture_of(1)
-    [face] = fer(picture, attention_maps=True)[0].faces
-    assert (face.crop == align_face(picture, face.keypoints, **settings)).all()
+    image = image_of(1)
+    [face] = fer(image, attention_maps=True)[0].faces
+    assert (face.crop == align_face(image, face.keypoints, **settings)).all()
     for wrong in (dict(size=40, evil=1), dict(size=10**6), 'nonsense'):
         meta['alignment'] = wrong
         edit(folder / 'epoch_5.pth', folder / 'epoch_5.pth', dataset_meta=meta)
@@ -118,8 +119,8 @@ def test_the_alignment_of_the_checkpoint(work_dir, detector, picture_of,
             FERInferencer(folder)
 
 
-def test_embeddings_and_attention_maps(fer, picture_of):
-    [result] = fer(picture_of(2), embeddings=True, attention_maps=True)
+def test_embeddings_and_attention_maps(fer, image_of):
+    [result] = fer(image_of(2), embeddings=True, attention_maps=True)
     for face in result.faces:
         assert face.embedding.shape == (64, )
         assert face.attention_maps.shape == (4, 3, 3)
@@ -133,8 +134,8 @@ def test_embeddings_and_attention_maps(fer, picture_of):
     assert 'crop' not in plain['faces'][0]
 
 
-def test_faces_share_batches(fer, picture_of, monkeypatch):
-    """Those of several pictures; many of one are several batches."""
+def test_faces_share_batches(fer, image_of, monkeypatch):
+    """Those of several images; many of one are several batches."""
     sizes = []
     classify = fer._classify
 
@@ -143,25 +144,24 @@ def test_faces_share_batches(fer, picture_of, monkeypatch):
         return classify(crops, *args)
 
     monkeypatch.setattr(fer, '_classify', spy)
-    together = fer([picture_of(2, i) for i in range(10)])
+    together = fer([image_of(2, i) for i in range(10)])
     assert fer.detector.batches == [8, 2] and sizes == [16, 4]
     for i in (0, 9):
-        for one, other in zip(together[i].faces,
-                              fer(picture_of(2, i))[0].faces):
+        for one, other in zip(together[i].faces, fer(image_of(2, i))[0].faces):
             assert np.allclose(
                 list(one.scores.values()),
                 list(other.scores.values()),
                 atol=1e-5)
     sizes.clear()
-    [result] = fer(picture_of(250))
+    [result] = fer(image_of(250))
     assert len(result.faces) == 250
     assert max(sizes) == 32 and sum(sizes) == 250
-    assert draw_faces(picture_of(250), result.faces).shape == (60, 15000, 3)
+    assert draw_faces(image_of(250), result.faces).shape == (60, 15000, 3)
 
 
-def test_one_bad_file_loses_no_other(fer, picture_of, tmp_path):
+def test_one_bad_file_loses_no_other(fer, image_of, tmp_path):
     for i in range(3):
-        cv2.imwrite(str(tmp_path / f'{i}.png'), picture_of(i))
+        cv2.imwrite(str(tmp_path / f'{i}.png'), image_of(i))
     (tmp_path / '1.png').write_bytes(b'nonsense')
     results = fer(tmp_path)
     assert [os.path.basename(item.path)
@@ -171,9 +171,9 @@ def test_one_bad_file_loses_no_other(fer, picture_of, tmp_path):
     assert results[1].to_dict()['error'] == results[1].error
 
 
-def test_a_video(fer, picture_of, write_video, tmp_path):
+def test_a_video(fer, image_of, write_video, tmp_path):
     """Frame by frame, with their times; smoothed on request."""
-    frames = [picture_of(1, i // 6) for i in range(12)]
+    frames = [image_of(1, i // 6) for i in range(12)]
     for frame in frames:
         frame[:8, :8, 0] = 1  # survives the compression
     path = write_video(tmp_path / 'a.avi', frames, 'HFYU', rate=10)
@@ -201,11 +201,11 @@ def test_a_video(fer, picture_of, write_video, tmp_path):
 def test_memory_does_not_grow_with_the_video(fer, monkeypatch):
     frame = np.zeros((300, 400, 3), np.uint8)
 
-    def frames(source):
+    def frames(*args):
         for i in range(600):
-            yield inferencer.Picture(frame.copy(), 'a.mp4', i, i / 25)
+            yield InputImage(frame.copy(), 'a.mp4', i, i / 25)
 
-    monkeypatch.setattr('dan_mm.apis.media.read_video', frames)
+    monkeypatch.setattr(MediaReader, 'read', frames)
     monkeypatch.setattr(inferencer, 'expand', lambda inputs: ['a.mp4'])
     peaks = []
     tracemalloc.start()
@@ -218,21 +218,21 @@ def test_memory_does_not_grow_with_the_video(fer, monkeypatch):
     assert peaks[1] - peaks[0] < 1e6
 
 
-def test_large_pictures_are_taken_one_by_one(fer, detector):
+def test_large_images_are_taken_one_by_one(fer, detector):
     large = np.zeros((4000, 5000, 3), np.uint8)
     fer([large] * 3)
     assert detector.batches == [2, 1]
 
 
-def test_a_camera(fer, monkeypatch, picture_of):
+def test_a_camera(fer, monkeypatch, image_of):
     with pytest.raises(ValueError, match='which has no end'):
         fer(0)
 
     def frames(source):
         while True:
-            yield inferencer.Picture(picture_of(1), 'camera 0', 0, 0.)
+            yield InputImage(image_of(1), 'camera 0', 0, 0.)
 
-    monkeypatch.setattr('dan_mm.apis.media.read_video', frames)
+    monkeypatch.setattr('dan_mm.apis.media._read_camera', frames)
     stream = fer.stream(0)
     assert [len(next(stream).faces) for _ in range(3)] == [1, 1, 1]
     # No frame waits for the next.
@@ -268,8 +268,7 @@ def test_says_once_what_it_was_trained_on(work_dir, detector, monkeypatch,
     assert unknown.alignment['margin'] == 0.1
 
 
-def test_drawn_faces_warn(work_dir, tmp_path, detector, picture_of,
-                          monkeypatch):
+def test_drawn_faces_warn(work_dir, tmp_path, detector, image_of, monkeypatch):
     monkeypatch.setattr(inferencer, '_said', set())
     folder = shutil.copytree(work_dir, tmp_path / 'work')
     meta = dict(
@@ -279,10 +278,10 @@ def test_drawn_faces_warn(work_dir, tmp_path, detector, picture_of,
     edit(folder / 'epoch_5.pth', folder / 'epoch_5.pth', dataset_meta=meta)
     fer = FERInferencer(folder, detector=detector)
     with pytest.warns(UserWarning, match='about photographs means nothing'):
-        fer(picture_of(1))
+        fer(image_of(1))
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        fer(picture_of(1))
+        fer(image_of(1))
 
 
 def test_the_shipped_model(astronaut, face_detector):
@@ -331,45 +330,45 @@ def test_refusals(work_dir, tmp_path):
         FERInferencer(folder)
 
 
-def test_one_bad_face_loses_no_other(fer, picture_of):
+def test_one_bad_face_loses_no_other(fer, image_of):
     """Whose landmarks coincide, or are no numbers."""
     find = fer.detector.__class__.__call__
     for value in (7, np.nan, np.inf):
 
-        def spoil(pictures):
-            if is_crop(pictures[0]):
-                return [[] for _ in pictures]  # nor in another orientation
-            found = find(fer.detector, pictures)
+        def spoil(images):
+            if is_crop(images[0]):
+                return [[] for _ in images]  # nor in another orientation
+            found = find(fer.detector, images)
             found[1][0].keypoints[:] = value
             return found
 
         detector, fer.detector = fer.detector, spoil
         fer.detector.__dict__.update(batches=[])
-        results = fer([picture_of(1), picture_of(2), picture_of(1)])
+        results = fer([image_of(1), image_of(2), image_of(1)])
         fer.detector = detector
         assert [len(result.faces) for result in results] == [1, 1, 1]
-        assert 'can not be aligned' in results[1].error
+        assert 'cannot be aligned' in results[1].error
         assert results[1].faces[0].bbox[0] == 60
 
 
-def test_an_image_that_can_not_be_searched_loses_no_other(fer, picture_of):
+def test_an_image_that_cannot_be_searched_loses_no_other(fer, image_of):
     """Such as one that is too large for the memory."""
     find = fer.detector.__class__.__call__
     stub = fer.detector
 
-    def fail(pictures):
-        if any(picture[0, 0, 0] == 2 for picture in pictures):
+    def fail(images):
+        if any(image[0, 0, 0] == 2 for image in images):
             raise RuntimeError('out of memory')
-        return find(stub, pictures)
+        return find(stub, images)
 
     fer.detector = fail
-    results = fer([picture_of(1), picture_of(2), picture_of(1)])
+    results = fer([image_of(1), image_of(2), image_of(1)])
     assert [len(result.faces) for result in results] == [1, 0, 1]
     assert 'RuntimeError: out of memory' in results[1].error
     assert results[0].error is results[2].error is None
 
 
-def test_broken_weights(work_dir, tmp_path, detector, picture_of):
+def test_broken_weights(work_dir, tmp_path, detector, image_of):
     folder = shutil.copytree(work_dir, tmp_path / 'work')
     checkpoint = torch.load(folder / 'epoch_5.pth', weights_only=True)
     checkpoint['state_dict']['head.fc.weight'][:] = np.nan
@@ -380,13 +379,13 @@ def test_broken_weights(work_dir, tmp_path, detector, picture_of):
     checkpoint['state_dict']['head.fc.weight'][:] = 3e38
     torch.save(checkpoint, folder / 'epoch_5.pth')
     with pytest.raises(ValueError, match='weights are broken'):
-        FERInferencer(folder, detector=detector)(picture_of(1))
+        FERInferencer(folder, detector=detector)(image_of(1))
 
 
-def test_faces_that_were_aligned_in_another_way(fer, picture_of, tmp_path,
+def test_faces_that_were_aligned_in_another_way(fer, image_of, tmp_path,
                                                 monkeypatch):
     monkeypatch.setattr(inferencer, '_said', set())
-    cv2.imwrite(str(tmp_path / 'a.png'), picture_of(1))
+    cv2.imwrite(str(tmp_path / 'a.png'), image_of(1))
     for settings, warns in ((fer.alignment, 0), (dict(size=9), 1)):
         (tmp_path / 'alignment.json').write_text(json.dumps(settings))
         with warnings.catch_warnings(record=True) as said:
@@ -419,18 +418,18 @@ def test_what_a_strange_checkpoint_says(work_dir, tmp_path, monkeypatch):
             FERInferencer(folder)
 
 
-def test_draw_faces(fer, picture_of):
-    picture = picture_of(2)
-    before = picture.copy()
-    faces = fer(picture)[0].faces
-    drawn = draw_faces(picture, faces)
-    assert (picture == before).all() and drawn.shape == picture.shape
-    assert (drawn != picture).any()
-    assert (draw_faces(picture, []) == picture).all()
-    # Names in any letters, and boxes that reach out of the picture
+def test_draw_faces(fer, image_of):
+    image = image_of(2)
+    before = image.copy()
+    faces = fer(image)[0].faces
+    drawn = draw_faces(image, faces)
+    assert (image == before).all() and drawn.shape == image.shape
+    assert (drawn != image).any()
+    assert (draw_faces(image, []) == image).all()
+    # Names in any letters, and boxes that reach out of the image
     face = faces[0]
     face.scores = {'glücklich': 0.6, '幸せ': 0.4}
     face.bbox = np.array([-30, -20, 500, 400], np.float32)
-    assert draw_faces(picture, [face]).shape == picture.shape
+    assert draw_faces(image, [face]).shape == image.shape
     face.bbox = None
-    assert (draw_faces(picture, [face]) == picture).all()
+    assert (draw_faces(image, [face]) == image).all()

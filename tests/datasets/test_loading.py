@@ -76,13 +76,13 @@ def test_other_bad_files_are_refused(load, tmp_path):
     with pytest.raises(ValueError, match='text.jpg cannot be decoded'):
         load(tmp_path / 'text.jpg')
     Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / 'f.tiff')
-    with pytest.raises(ValueError, match='f.tiff cannot .*floating-point'):
+    with pytest.raises(ValueError, match='f.tiff cannot .*32 bits'):
         load(tmp_path / 'f.tiff')
     Image.fromarray(np.zeros((8, 8), np.int32)).save(tmp_path / 'i.tiff')
     with pytest.raises(ValueError, match='i.tiff cannot be decoded'):
         load(tmp_path / 'i.tiff')
     (tmp_path / 'folder.jpg').mkdir()
-    with pytest.raises(OSError, match='folder.jpg cannot be read'):
+    with pytest.raises(ValueError, match='folder.jpg is not a regular'):
         load(tmp_path / 'folder.jpg')
     with pytest.raises(FileNotFoundError, match='no image .*nowhere.jpg'):
         load(tmp_path / 'nowhere.jpg')
@@ -100,7 +100,7 @@ def test_exif_orientation_can_be_ignored(tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
-@pytest.mark.parametrize('side', [10000, 20000])
+@pytest.mark.parametrize('side', [11000, 20000])
 def test_decompression_bombs_are_refused(load, tmp_path, side):
     content = io.BytesIO()
     with warnings.catch_warnings():

@@ -420,7 +420,7 @@ def test_videos_block_no_image_and_end_with_their_visitor(server, tmp_path):
     assert 'happiness' in server.ask_uploaded(image_bytes(9), 'meanwhile')
 
     def being_written():
-        return list(server.temp.rglob('*.partial.webm'))
+        return list(server.temp.rglob('*.partial.mp4'))
 
     until = time.monotonic() + SOON
     while not being_written():
@@ -450,7 +450,7 @@ def test_playlists_are_no_videos(server, tmp_path, content):
     video.release()
     answer = server.ask_uploaded(
         content.format(secret).encode(), 'playlist', 'a.mp4', 'upload-video')
-    assert answer and 'can not be opened' in answer
+    assert answer and 'cannot be opened' in answer
     assert '.webm' not in answer
 
 

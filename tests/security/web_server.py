@@ -9,6 +9,7 @@ import numpy as np
 
 from dan_mm import apis, cli
 from dan_mm.apis.media import read
+from dan_mm.reading import MediaReader
 
 
 class Model:
@@ -26,19 +27,19 @@ class Model:
             dict(anger=0.1, happiness=0.9),
             bbox=np.float32([0, 0, width, height]),
             crop=img)
-        return [apis.PictureResult(faces=[face])]
+        return [apis.ImageResult(faces=[face])]
 
-    def stream_pictures(self, path, smoothing):
-        for picture in read([path]):
-            if picture.img is None:
-                yield picture, apis.PictureResult(error=picture.error)
+    def stream_images(self, path, smoothing):
+        for image in read([path], MediaReader()):
+            if image.img is None:
+                yield image, apis.ImageResult(error=image.error)
                 continue
-            if picture.img.shape[:2] == (32, 32):
+            if image.img.shape[:2] == (32, 32):
                 time.sleep(0.5)
-            [result] = self(picture.img)
+            [result] = self(image.img)
             result.faces[0].track = 0
-            result.frame, result.time = picture.frame, picture.time
-            yield picture, result
+            result.frame, result.time = image.frame, image.time
+            yield image, result
 
 
 if __name__ == '__main__':

@@ -1,0 +1,149 @@
+# Copyright (c) dan_mm contributors. All rights reserved.
+"""Files are read in another process, which has limits."""
+import os
+import signal
+import sys
+import threading
+from itertools import islice
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dan_mm.reading import MediaReader, reader
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Images of different sizes."""
+    paths = [str(tmp_path / f'{i}.png') for i in range(1, 9)]
+    for i, path in enumerate(paths, 1):
+        Image.new('RGB', (i, 2 * i), (i, 0, 0)).save(path)
+    return [(path, False) for path in paths]
+
+
+def sizes(items):
+    return [item.img.shape[1] for item in items]
+
+
+@pytest.mark.parametrize('workers', [1, 3, 20])
+def test_files_come_in_order(files, workers):
+    items = list(MediaReader(workers).read(files))
+    assert [item.path for item in items] == [path for path, _ in files]
+    assert sizes(items) == list(range(1, 9))
+    assert all((item.img[..., 2] == item.img.shape[1]).all() for item in items)
+    assert list(MediaReader().read([])) == []
+
+
+def test_processes_are_used_again(files, tmp_path):
+    media = MediaReader(2)
+    list(media.read(files))
+    first = {process.process.pid for process in media._idle}
+    assert media.read_size(files[3][0]) == (4, 8)
+    list(media.read(files))
+    assert {process.process.pid for process in media._idle} == first
+    # What is left in the middle is not taken for another answer.
+    assert sizes(islice(media.read(files), 2)) == [1, 2]
+    assert sizes(media.read(files[4:])) == [5, 6, 7, 8]
+
+
+def test_processes_end_with_the_reader(files):
+    media = MediaReader()
+    list(media.read(files))
+    [process] = [one.process for one in media._idle]
+    del media
+    assert process.poll() is not None
+
+
+def test_threads_share_a_reader(files):
+    media, found = MediaReader(), {}
+
+    def read(number):
+        found[number] = sizes(media.read(files[number:] * 3))
+
+    threads = [threading.Thread(target=read, args=[i]) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: list(range(i + 1, 9)) * 3 for i in range(6)}
+
+
+def test_a_process_that_is_killed_loses_one_file(files):
+    media = MediaReader()
+    items = []
+    for item in media.read(files):
+        items.append(item)
+        if len(items) == 3:
+            for folder in os.listdir('/proc'):
+                if folder.isdecimal() and parent(folder) == os.getpid():
+                    os.kill(int(folder), signal.SIGKILL)
+    assert [item.path for item in items] == [path for path, _ in files]
+    broken = [item for item in items if item.error]
+    assert len(broken) <= 1 and all('memory' in one.error for one in broken)
+
+
+def parent(process):
+    try:
+        with open(f'/proc/{process}/stat') as file:
+            return int(file.read().rsplit(')', 1)[1].split()[1])
+    except OSError:
+        return None
+
+
+def serve(code):
+    """The command of a process in which something was changed."""
+    return reader.COMMAND.replace(
+        'from dan_mm.reading.reader import serve; serve()',
+        f'from dan_mm.reading import reader; {code}; reader.serve()')
+
+
+@pytest.mark.skipif(not hasattr(signal, 'alarm'), reason='needs POSIX')
+def test_an_image_that_takes_too_long_loses_no_other(files, monkeypatch):
+    slow = ('import time; read = reader.read_image; reader.MAX_SECONDS = 1; '
+            'reader.read_image = lambda path: '
+            'time.sleep(30 * path.endswith("3.png")) or read(path)')
+    monkeypatch.setattr(reader, 'COMMAND', serve(slow))
+    items = list(MediaReader().read(files))
+    assert 'takes more than' in items.pop(2).error
+    assert sizes(items) == [1, 2, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs Linux')
+def test_an_image_that_takes_too_much_memory_loses_no_other(
+        files, monkeypatch):
+    greedy = ('import numpy as np; read = reader.read_image; '
+              'reader.read_image = lambda path: np.ones('
+              '(10**9 * path.endswith("3.png"), 2), "u1").any() or read(path)')
+    monkeypatch.setattr(reader, 'COMMAND', serve(greedy))
+    items = list(MediaReader().read(files))
+    assert 'takes too much memory' in items.pop(2).error
+    assert sizes(items) == [1, 2, 4, 5, 6, 7, 8]
+
+
+def test_a_decoder_that_crashes_loses_no_other(files, monkeypatch):
+    crash = ('import os; read = reader.read_image; reader.read_image = '
+             'lambda path: os.abort() if "3.png" in path else read(path)')
+    monkeypatch.setattr(reader, 'COMMAND', serve(crash))
+    items = list(MediaReader(2).read(files))
+    assert 'crashes its decoder' in items.pop(2).error
+    assert sizes(items) == [1, 2, 4, 5, 6, 7, 8]
+
+
+def test_the_folder_that_a_user_is_in_is_not_imported(files, tmp_path,
+                                                      monkeypatch):
+    for name in 'numpy', 'PIL', 'json', 'av':
+        (tmp_path / f'{name}.py').write_text(f'open("{name}-ran", "w")')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    assert sizes(MediaReader().read(files)) == list(range(1, 9))
+    assert not [name for name in os.listdir() if name.endswith('-ran')]
+
+
+def test_a_large_image(tmp_path):
+    """Larger than a pipe holds."""
+    img = np.random.default_rng(0).integers(0, 255, (900, 700, 3), np.uint8)
+    path = str(tmp_path / 'a.png')
+    Image.fromarray(img).save(path)
+    for item in MediaReader().read([(path, False)] * 3):
+        assert np.array_equal(item.img, img[..., ::-1])
