@@ -13,7 +13,7 @@ USAGES = dict(train='Training', val='PublicTest', test='PrivateTest')
 # The images of FER2013, which are not aligned by landmarks. These places are
 # the medians of those that RetinaFace finds in 1,500 of the training images,
 # made symmetric, in a crop of nine tenths: so faces in larger scenes are told
-# apart best (tools/analysis_tools/eval_on_photographs.py).
+# apart best (tools/portraits/eval_on_photographs.py).
 FACES = {
     'color_type':
     'grayscale',

@@ -16,7 +16,6 @@ except ImportError as error:
 
 from ..models.retinaface_weights import convert, get_checkpoint
 from .data_preprocessor import FaceDataPreprocessor
-from .portrait_metric import FaceLandmarkMetric
 from .retinaface import MobileNetV1, RetinaFacePyramid, RetinaFaceSSH
 from .retinaface_head import RetinaFaceHead
 from .transforms import (PackFaceInputs, PrepareFaceImage, RandomFaceCrop,
@@ -27,9 +26,8 @@ from .widerface import WiderFaceLandmarks
 from .widerface_metric import WiderFaceMetric
 
 __all__ = [
-    'FaceDataPreprocessor', 'FaceLandmarkMetric', 'FaceLocalVisualizer',
-    'MobileNetV1', 'PackFaceInputs', 'PrepareFaceImage', 'RandomFaceCrop',
-    'RandomFaceFlip', 'RetinaFaceHead', 'RetinaFacePyramid', 'RetinaFaceSSH',
-    'RetinaFaceTTA', 'WiderFaceLandmarks', 'WiderFaceMetric', 'convert',
-    'get_checkpoint'
+    'FaceDataPreprocessor', 'FaceLocalVisualizer', 'MobileNetV1',
+    'PackFaceInputs', 'PrepareFaceImage', 'RandomFaceCrop', 'RandomFaceFlip',
+    'RetinaFaceHead', 'RetinaFacePyramid', 'RetinaFaceSSH', 'RetinaFaceTTA',
+    'WiderFaceLandmarks', 'WiderFaceMetric', 'convert', 'get_checkpoint'
 ]

@@ -1,5 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""The tool that tests a model from the detection of faces on."""
+"""The evaluation of a model together with the face detector."""
 import csv
 import re
 import runpy
@@ -45,7 +45,7 @@ class FindsPasted:
 @pytest.fixture
 def tool(work_dir):
     main = runpy.run_path(
-        f'{ROOT}/tools/analysis_tools/eval_on_photographs.py')['main']
+        f'{ROOT}/tools/portraits/eval_on_photographs.py')['main']
 
     def run(*arguments, detector=None):
         main.__globals__['FaceDetector'] = lambda *_, **__: detector
@@ -84,9 +84,9 @@ def test_portraits(tool, detector, image_of, tmp_path, capsys):
     assert re.search(r'happiness +[\d.]+% of 2', output)
     assert re.search(r'neutral +[\d.]+% of 3', output)
     assert 'happiness against neutral' in output
-    higher = re.search(r'for (\d) of 2 persons', output)
+    higher = re.search(r'in (\d) of 2 subjects', output)
     assert higher and int(higher[1]) <= 2
-    assert 'best for the other persons' in output
+    assert 'leave-one-subject-out threshold' in output
     # No face at all is a result, too.
     for path in tmp_path.glob('*.png'):
         cv2.imwrite(str(path), image_of(0))
@@ -102,16 +102,16 @@ def test_portraits(tool, detector, image_of, tmp_path, capsys):
         tool()
 
 
-def test_a_line_that_lies_elsewhere(capsys):
-    """Ten persons, whose smiles are taken for neutral, but less surely."""
+def test_leave_one_subject_out_threshold(capsys):
+    """Ten subjects, whose smiles are taken for neutral, but less surely."""
     compare_two = runpy.run_path(
-        f'{ROOT}/tools/analysis_tools/eval_on_photographs.py')['compare_two']
+        f'{ROOT}/tools/portraits/eval_on_photographs.py')['compare_two']
     truth = np.array([0, 1] * 10)
     happy = np.where(truth, 0.3, 0.02)
     compare_two(
         np.arange(20) // 2, truth, np.stack([1 - happy, happy], 1), 1, 0)
     output = capsys.readouterr().out
-    assert number(r'likelier one: ([\d.]+)%', output) == 50
-    assert number(r'curve: ([\d.]+)', output) == 1
-    assert 'happier one for 10 of 10' in output
-    assert number(r'other persons: ([\d.]+)%', output) == 100
+    assert number(r'equal scores: ([\d.]+)%', output) == 50
+    assert number(r'([\d.]+) ROC AUC', output) == 1
+    assert 'in 10 of 10 subjects' in output
+    assert number(r'threshold: ([\d.]+)%', output) == 100

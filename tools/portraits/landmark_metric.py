@@ -9,27 +9,24 @@ from mmengine.evaluator import BaseMetric
 
 @METRICS.register_module()
 class FaceLandmarkMetric(BaseMetric):
-    """Which faces are found, and how exact their landmarks are.
+    """Recall of faces, false positives, and the error of the landmarks.
 
-    The detections of a picture, the most certain first, take the face of the
-    highest overlap that no other has taken; one that is left without a face
-    is false. The results are:
+    Detections are matched to faces greedily by IoU, in the order of their
+    scores. The results are:
 
-    - ``found``: the share of the faces that are found.
-    - ``false_per_picture``: the number of false detections per picture.
-    - ``landmark_error``: the mean distance of the five landmarks, in distances
-      of eye to eye, of the faces that are found and whose landmarks are all
-      known; NaN where there is none.
+    - ``recall``: the ratio of the faces that are detected.
+    - ``false_positives``: the number of unmatched detections per image.
+    - ``nme``: the normalised mean error of the five landmarks: their mean
+      distance, divided by the distance between the eyes, over the detected
+      faces whose landmarks are all known; NaN if there are none.
 
-    The faces are ``instances`` of the data set, as
-    :class:`WiderFaceLandmarks` has them. One with ``ignore_flag`` counts
-    neither for nor against.
+    The ground truth is ``instances`` of the dataset, as in
+    :class:`WiderFaceLandmarks`. Faces with ``ignore_flag`` and detections
+    matched to them do not count.
 
     Args:
-        score_thr (float): The score from which on a detection counts. Defaults
-            to 0.5.
-        iou_thr (float): The overlap from which on a face is found. Defaults to
-            0.5.
+        score_thr (float): The minimum score of a detection. Defaults to 0.5.
+        iou_thr (float): The minimum IoU of a match. Defaults to 0.5.
         collect_device (str): See :class:`mmengine.evaluator.BaseMetric`.
         prefix (str, optional): See :class:`mmengine.evaluator.BaseMetric`.
     """
@@ -46,7 +43,7 @@ class FaceLandmarkMetric(BaseMetric):
         self.iou_thr = iou_thr
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Compare the faces of a batch.
+        """Match the faces of a batch.
 
         Args:
             data_batch (dict): Not used.
@@ -59,14 +56,14 @@ class FaceLandmarkMetric(BaseMetric):
             if 'instances' not in data_sample:
                 raise KeyError(
                     f'Found {sorted(data_sample)} in a prediction, expected '
-                    '`instances`, the faces of the picture. Add it to the '
-                    '`meta_keys` of PackDetInputs.')
+                    '`instances`, the ground truth. Add it to the `meta_keys` '
+                    'of PackDetInputs.')
             self.results.append(
                 self._compare(data_sample['pred_instances'],
                               data_sample['instances']))
 
     def _compare(self, found: dict, instances: List[dict]) -> dict:
-        """Compare the detections of a picture with its faces."""
+        """Match the detections of an image with its faces."""
         scores = found['scores'].cpu().numpy()
         order = np.argsort(-scores, kind='stable')
         order = order[scores[order] >= self.score_thr]
@@ -102,17 +99,16 @@ class FaceLandmarkMetric(BaseMetric):
         """Compute the metrics.
 
         Args:
-            results (list[dict]): The numbers of each picture.
+            results (list[dict]): The numbers of each image.
 
         Returns:
-            dict[str, float]: ``found``, ``false_per_picture`` and
-            ``landmark_error``.
+            dict[str, float]: ``recall``, ``false_positives`` and ``nme``.
         """
         faces, hits, false = (
             sum(result[key] for result in results)
             for key in ('faces', 'hits', 'false'))
         errors = [error for result in results for error in result['errors']]
         return dict(
-            found=hits / faces if faces else float('nan'),
-            false_per_picture=false / len(results),
-            landmark_error=float(np.mean(errors)) if errors else float('nan'))
+            recall=hits / faces if faces else float('nan'),
+            false_positives=false / len(results),
+            nme=float(np.mean(errors)) if errors else float('nan'))

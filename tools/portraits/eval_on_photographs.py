@@ -1,6 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""Test a model on photographs, from the detection of faces on: on portraits,
-and on the validation pictures of FER+ pasted into larger scenes."""
+"""Evaluate a model together with the face detector: on portraits, and on the
+validation images of FER+ pasted into larger scenes."""
 import argparse
 import csv
 import os.path as osp
@@ -14,7 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, roc_auc_score
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
-from dan_mm.apis import FaceDetector, FERInferencer, PictureResult
+from dan_mm.apis import FaceDetector, FERInferencer
+from dan_mm.apis.faces import Face
 from dan_mm.datasets import FERPlus
 from dan_mm.datasets.base import canonical_name
 
@@ -42,7 +43,7 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         'training set that configs/dan_ferplus.py holds out '
         '(default: %(default)s)')
     parser.add_argument(
-        '--num', type=int, help='how many pictures of FER+ (default: all)')
+        '--num', type=int, help='how many images of FER+ (default: all)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--detector-config')
     parser.add_argument('--detector-checkpoint')
@@ -64,17 +65,16 @@ def print_confusion(names: Sequence[str], truth: np.ndarray,
             print(f'{name:14}  ' + ' '.join(f'{value:9}' for value in row))
 
 
-def scores_of(result: PictureResult) -> Optional[List[float]]:
-    """The scores of the largest face of a picture."""
-    if not result.faces:
+def scores_of(faces: Sequence[Face]) -> Optional[List[float]]:
+    """The scores of the largest face of an image, if there is one."""
+    if not faces:
         return None
-    face = max(
-        result.faces, key=lambda face: np.prod(face.bbox[2:] - face.bbox[:2]))
+    face = max(faces, key=lambda face: np.prod(face.bbox[2:] - face.bbox[:2]))
     return list(face.scores.values())
 
 
 def examine_portraits(inferencer: FERInferencer, folder: str) -> None:
-    """Print what the model says about portraits with known expressions."""
+    """Print the accuracy on portraits with known expressions."""
     index = osp.join(folder, 'index.csv')
     with open(index, newline='', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
@@ -95,15 +95,15 @@ def examine_portraits(inferencer: FERInferencer, folder: str) -> None:
     for result in results:
         if result.error:
             raise ValueError(result.error)
-    scores = [scores_of(result) for result in results]
-    whole = np.array([item is not None for item in scores])
+    scores = [scores_of(result.faces) for result in results]
+    found = np.array([item is not None for item in scores])
     one = np.array([len(result.faces) == 1 for result in results])
     print(f'\n{len(rows)} portraits of {folder}: a face found in '
-          f'{whole.mean():.1%}, exactly one in {one.mean():.1%}')
-    if not whole.any():
+          f'{found.mean():.1%}, exactly one in {one.mean():.1%}')
+    if not found.any():
         return
     scores = np.array([item for item in scores if item is not None])
-    truth = truth[whole]
+    truth = truth[found]
     answers = scores.argmax(1)
     print(f'accuracy, all {len(classes)} classes allowed: '
           f'{(answers == truth).mean():.1%}')
@@ -114,7 +114,7 @@ def examine_portraits(inferencer: FERInferencer, folder: str) -> None:
     print_confusion(classes, truth, answers)
     if {'happiness', 'neutral'} <= set(classes):
         compare_two(
-            np.array([row.get('person', '') for row in rows])[whole], truth,
+            np.array([row.get('person', '') for row in rows])[found], truth,
             scores, classes.index('happiness'), classes.index('neutral'))
 
 
@@ -126,37 +126,37 @@ def compare_two(persons: np.ndarray, truth: np.ndarray, scores: np.ndarray,
         return
     persons, smiles = persons[both], truth[both] == happy
     margin = np.log(scores[both, happy] / scores[both, neutral])
-    print('\nhappiness against neutral, of these two the likelier one: '
-          f'{((margin > 0) == smiles).mean():.1%}; area under the ROC curve: '
-          f'{roc_auc_score(smiles, margin):.3f}')
+    print('\nhappiness against neutral, at equal scores: '
+          f'{((margin > 0) == smiles).mean():.1%} accuracy, '
+          f'{roc_auc_score(smiles, margin):.3f} ROC AUC')
     pairs = [(margin[mask & smiles].mean(), margin[mask & ~smiles].mean())
              for mask in (persons == person for person in np.unique(persons))
              if (mask & smiles).any() and (mask & ~smiles).any()]
     if len(pairs) > 1:
         higher = sum(smiling > plain for smiling, plain in pairs)
-        print('the smiling photograph of a person is the happier one for '
-              f'{higher} of {len(pairs)} persons')
-        moved = cross_val_predict(
+        print('the smiling photograph scores higher for happiness than the '
+              f'neutral one in {higher} of {len(pairs)} subjects')
+        predicted = cross_val_predict(
             LogisticRegression(class_weight='balanced'),
             margin[:, None],
             smiles,
             groups=persons,
             cv=LeaveOneGroupOut())
-        print('with the line between the two moved to where it is best for '
-              f'the other persons: {(moved == smiles).mean():.1%}')
+        print('accuracy with a leave-one-subject-out threshold: '
+              f'{(predicted == smiles).mean():.1%}')
 
 
-def paste(picture: np.ndarray, scenes: Sequence[np.ndarray],
+def paste(image: np.ndarray, scenes: Sequence[np.ndarray],
           rng: np.random.Generator) -> Tuple[np.ndarray, np.ndarray]:
-    """Paste a picture into a scene, 2 to 5 times as large.
+    """Paste an image into a scene, 2 to 5 times as large.
 
     Returns:
-        tuple[ndarray, ndarray]: The new scene, and where the picture is:
+        tuple[ndarray, ndarray]: The new scene, and where the image is:
         left, top, right, bottom.
     """
     scale = rng.uniform(2, 5)
     face = cv2.resize(
-        picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     scene = scenes[rng.integers(len(scenes))].copy()
     height, width = face.shape[:2]
     top = rng.integers(scene.shape[0] - height)
@@ -167,7 +167,7 @@ def paste(picture: np.ndarray, scenes: Sequence[np.ndarray],
 
 def examine_pasted(inferencer: FERInferencer,
                    args: argparse.Namespace) -> None:
-    """Print the accuracy on pictures of FER+ as they are, and in scenes."""
+    """Print the accuracy on images of FER+ as they are, and in scenes."""
     # The split 'train' needs what its model did not see.
     dataset = FERPlus(
         args.ferplus,
@@ -189,12 +189,12 @@ def examine_pasted(inferencer: FERInferencer,
             dataset.get_data_info(int(i)) for i in order[start:start + 64]
         ]
         truth += [int(info['gt_label']) for info in infos]
-        pictures = [cv2.imread(info['img_path']) for info in infos]
+        images = [cv2.imread(info['img_path']) for info in infos]
         clean += [
             list(result.faces[0].scores.values())
-            for result in inferencer(pictures, aligned=True)
+            for result in inferencer(images, aligned=True)
         ]
-        made = [paste(picture, scenes, rng) for picture in pictures]
+        made = [paste(image, scenes, rng) for image in images]
         for result, (_, place) in zip(
                 inferencer([scene for scene, _ in made]), made):
             inside = []
@@ -206,9 +206,7 @@ def examine_pasted(inferencer: FERInferencer,
             pasted.append(list(inside[0].scores.values()) if inside else None)
     truth, clean = np.array(truth), np.array(clean).argmax(1)
     found = np.array([item is not None for item in pasted])
-    answers = np.array([item for item in pasted if item is not None]).argmax(1)
-    right = answers == truth[found]
-    print(f'\n{len(truth)} pictures of FER+ pasted into scenes at 2 to 5 '
+    print(f'\n{len(truth)} images of FER+ pasted into scenes at 2 to 5 '
           f'times their size: {found.mean():.1%} found, and '
           f'{faces_elsewhere} faces elsewhere')
     print(f'accuracy on the clean crops: {(clean == truth).mean():.1%}')
@@ -216,9 +214,9 @@ def examine_pasted(inferencer: FERInferencer,
         return
     answers = np.array([item for item in pasted if item is not None]).argmax(1)
     right = answers == truth[found]
-    print(f'accuracy in the scenes: {right.mean():.1%} of those that were '
-          f'found ({(clean == truth)[found].mean():.1%} on their clean '
-          f'crops), {right.sum() / len(truth):.1%} of all')
+    print(f'accuracy in the scenes: {right.mean():.1%} of the found faces '
+          f'({(clean == truth)[found].mean():.1%} on their clean crops), '
+          f'{right.sum() / len(truth):.1%} of all')
     print_confusion(inferencer.classes, truth[found], answers)
 
 

@@ -1,6 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""Paste portraits with known landmarks into other pictures, and write them as
-RetinaFace's WIDER FACE, persons of training and validation apart."""
+"""Paste portraits with known landmarks into other images, in the format of
+RetinaFace's WIDER FACE; no person is in both training and validation."""
 import argparse
 import csv
 import os
@@ -15,7 +15,6 @@ import sklearn.datasets
 from rich.progress import track
 
 from dan_mm.datasets import LoadCheckedImage
-from dan_mm.datasets.conversion import check_source, write_source
 from dan_mm.datasets.folder import list_images
 from dan_mm.files import check_tree, write_bytes
 
@@ -32,9 +31,9 @@ NUMBERS = [
 BOX = (-1.02, -1.68, 1.04, 1.21)
 # The eyes' strip that is searched for in a person's other portraits
 STRIP = (-1.0, -0.7, 1.0, 0.7)
-# The share of each background that training gets; validation gets the rest.
-BACKGROUND_SHARE = 2 / 3
-# How much of a face the border leaves at least, in training
+# The ratio of each background for training; validation gets the rest.
+BACKGROUND_RATIO = 2 / 3
+# The minimum ratio of a face inside the image, in training
 VISIBLE = 0.6
 ATTEMPTS = 50
 
@@ -70,9 +69,9 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument(
         '--backgrounds',
         metavar='FOLDER',
-        help='pictures without faces (default: those of scikit-learn)')
+        help='images without faces (default: those of scikit-learn)')
     parser.add_argument(
-        '--pictures',
+        '--images',
         type=int,
         nargs=2,
         default=(1000, 200),
@@ -82,33 +81,33 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         '--faces',
         type=int,
         default=3,
-        help='how many portraits a picture has at most, where they fit '
+        help='how many portraits an image has at most, where they fit '
         '(default: %(default)s)')
     parser.add_argument(
-        '--val-share',
+        '--val-ratio',
         type=float,
         default=0.3,
-        help='the share of the persons in validation (default: %(default)s)')
+        help='the ratio of the persons for validation (default: %(default)s)')
     parser.add_argument(
         '--size',
         type=int,
         default=640,
-        help='the side of a picture in pixels (default: %(default)s)')
+        help='the side of an image in pixels (default: %(default)s)')
     parser.add_argument(
         '--scales',
         type=float,
         nargs=2,
         default=(0.2, 1.0),
         metavar=('MIN', 'MAX'),
-        help='the sizes of portraits, as shares of their own, the logarithm '
-        'evenly distributed (default: 0.2 1)')
+        help='the range of the scales of portraits, log-uniform '
+        '(default: 0.2 1)')
     parser.add_argument(
         '--seed', type=int, default=0, help='(default: %(default)s)')
     args = parser.parse_args(argv)
-    if min(args.pictures) < 1 or args.faces < 1 or args.size < 1:
-        parser.error('--pictures, --faces and --size have to be at least 1')
-    if not 0 < args.val_share < 1:
-        parser.error(f'--val-share is {args.val_share}, expected a share '
+    if min(args.images) < 1 or args.faces < 1 or args.size < 1:
+        parser.error('--images, --faces and --size have to be at least 1')
+    if not 0 < args.val_ratio < 1:
+        parser.error(f'--val-ratio is {args.val_ratio}, expected a number '
                      'between 0 and 1')
     if not 0 < args.scales[0] <= args.scales[1]:
         parser.error(f'--scales is {args.scales}, expected the smaller first, '
@@ -133,10 +132,10 @@ def find_box(landmarks: np.ndarray) -> np.ndarray:
 
 def find_shift(landmarks: np.ndarray, img: np.ndarray,
                other: np.ndarray) -> np.ndarray:
-    """Find how far a person's face is moved in another portrait.
+    """Find how far a person's face is shifted in another portrait.
 
-    Who smiles has moved the head, by a tenth of the face and more. The eyes
-    are searched for, since they change the least.
+    People move their heads as they smile, by a tenth of the face and more. The
+    eyes are matched, since they change the least.
 
     Args:
         landmarks (ndarray): Those of the first portrait.
@@ -156,8 +155,8 @@ def find_shift(landmarks: np.ndarray, img: np.ndarray,
     return np.array(cv2.minMaxLoc(match)[3]) - [left, top]
 
 
-def load_picture(path: str) -> np.ndarray:
-    """Load a picture, BGR."""
+def load_image(path: str) -> np.ndarray:
+    """Load an image, BGR."""
     return LoadCheckedImage()(dict(img_path=path))['img']
 
 
@@ -203,7 +202,7 @@ def load_portraits(src: str) -> Dict[str, List[Portrait]]:
         rows = list(reader)
     persons = defaultdict(list)
     for number, row in enumerate(rows, 2):
-        img = load_picture(osp.join(src, row['file']))
+        img = load_image(osp.join(src, row['file']))
         try:
             landmarks = read_landmarks(row)
             inside = landmarks is None or (
@@ -213,7 +212,7 @@ def load_portraits(src: str) -> Dict[str, List[Portrait]]:
         except (AttributeError, ValueError):
             raise ValueError(
                 f'{path}, line {number}: found {list(row.values())}, expected '
-                'ten numbers of five different places in the picture after '
+                'ten numbers of five different places in the image after '
                 'the names, or none. Correct the line.') from None
         persons[row['person']].append((img, landmarks))
     unmarked = [
@@ -239,11 +238,11 @@ def load_portraits(src: str) -> Dict[str, List[Portrait]]:
 
 
 def find_faces(
-    pictures: List[Tuple[np.ndarray,
-                         Optional[np.ndarray]]]) -> Iterator[Portrait]:
+    images: List[Tuple[np.ndarray,
+                       Optional[np.ndarray]]]) -> Iterator[Portrait]:
     """Find the faces of one person, from one whose landmarks are known."""
-    img, known = next(item for item in pictures if item[1] is not None)
-    for other, landmarks in pictures:
+    img, known = next(item for item in images if item[1] is not None)
+    for other, landmarks in images:
         if landmarks is not None:
             yield Portrait(other, find_box(landmarks), landmarks)
         else:
@@ -261,21 +260,21 @@ def load_backgrounds(folder: Optional[str]) -> List[np.ndarray]:
         ]
     if not osp.isdir(folder):
         raise FileNotFoundError(
-            f'Found no folder {osp.abspath(folder)}, expected one of pictures '
+            f'Found no folder {osp.abspath(folder)}, expected one of images '
             'without faces. Check the path.')
     paths = list_images(folder)[0]
     if not paths:
         raise ValueError(
-            f'{osp.abspath(folder)} has no picture by its extension, expected '
+            f'{osp.abspath(folder)} has no image by its extension, expected '
             'some without faces. Check the path.')
-    pictures = [load_picture(path) for path in paths]
-    for path, img in zip(paths, pictures):
+    images = [load_image(path) for path in paths]
+    for path, img in zip(paths, images):
         if img.shape[1] < 3:
             raise ValueError(
                 f'{path} is {img.shape[1]} pixels wide, expected at least 3: '
                 'training and validation get different parts of it. Remove '
                 'it.')
-    return pictures
+    return images
 
 
 def draw_background(rng: np.random.Generator, img: np.ndarray,
@@ -317,22 +316,22 @@ def draw_mask(rng: np.random.Generator, bbox: np.ndarray,
     return np.clip((1 - distance) / edge, 0, 1).astype(np.float32)
 
 
-def share_inside(bbox: np.ndarray, size: int) -> float:
-    """Get the share of a box that is inside of a picture."""
+def ratio_inside(bbox: np.ndarray, size: int) -> float:
+    """Get the ratio of a box that is inside of an image."""
     sides = np.clip(bbox[2:], 0, size) - np.clip(bbox[:2], 0, size)
     return float(np.prod(sides) / np.prod(bbox[2:] - bbox[:2]))
 
 
-def paste(rng: np.random.Generator, picture: np.ndarray, portrait: Portrait,
+def paste(rng: np.random.Generator, image: np.ndarray, portrait: Portrait,
           others: List[Face], scales: Sequence[float],
           cut: bool) -> Optional[Face]:
     """Paste a portrait at a random scale and place.
 
     Args:
         rng (Generator): Random numbers.
-        picture (ndarray): The square picture to paste into.
+        image (ndarray): The square image to paste into.
         portrait (Portrait): The portrait.
-        others (list[Face]): The faces in the picture, none of which is
+        others (list[Face]): The faces in the image, none of which is
             covered.
         scales (Sequence[float]): The smallest and the largest scale.
         cut (bool): Whether the border may cut the face.
@@ -340,7 +339,7 @@ def paste(rng: np.random.Generator, picture: np.ndarray, portrait: Portrait,
     Returns:
         Face: The new face, None where there is no room for it.
     """
-    size = len(picture)
+    size = len(image)
     for _ in range(ATTEMPTS):
         scale = np.exp(rng.uniform(*np.log(scales)))
         bbox = portrait.bbox * scale
@@ -352,7 +351,7 @@ def paste(rng: np.random.Generator, picture: np.ndarray, portrait: Portrait,
             continue
         first = np.floor(rng.uniform(-margin, room) - bbox[:2]).astype(int)
         bbox = bbox + np.tile(first, 2)
-        if share_inside(bbox, size) < (VISIBLE if margin.any() else 1):
+        if ratio_inside(bbox, size) < (VISIBLE if margin.any() else 1):
             continue
         shape = [max(round(side * scale), 1) for side in portrait.img.shape]
         height, width = shape[:2]
@@ -360,7 +359,7 @@ def paste(rng: np.random.Generator, picture: np.ndarray, portrait: Portrait,
         mask, img = (
             cv2.resize(array, (width, height), interpolation=cv2.INTER_AREA)
             for array in (mask, portrait.img))
-        # The mask and the picture, each where they meet
+        # The mask and the image, each where they meet
         left, top = np.maximum(first, 0)
         right, bottom = np.minimum(first + [width, height], size)
         place = np.s_[top:bottom, left:right]
@@ -371,8 +370,8 @@ def paste(rng: np.random.Generator, picture: np.ndarray, portrait: Portrait,
         if any(covered[box_slice(face.bbox)].any() for face in others):
             continue
         weights = mask[part][..., None]
-        picture[place] = np.rint(img[part] * weights + picture[place] *
-                                 (1 - weights)).astype(np.uint8)
+        image[place] = np.rint(img[part] * weights + image[place] *
+                               (1 - weights)).astype(np.uint8)
         # Scales of both axes, since sides are whole pixels
         factor = np.array([width, height]) / portrait.img.shape[1::-1]
         landmarks = portrait.landmarks
@@ -392,7 +391,7 @@ def box_slice(bbox: np.ndarray) -> Tuple[slice, slice]:
 
 def format_face(face: Face, size: int) -> str:
     """Format the line of a face; landmarks that are unknown or outside of the
-    picture are -1."""
+    image are -1."""
     left, top, right, bottom = face.bbox
     values = [
         f'{value:.2f}' for value in (left, top, right - left, bottom - top)
@@ -416,7 +415,7 @@ def deal(rng: np.random.Generator,
 def write_split(dst: str, split: str, portraits: List[Portrait],
                 backgrounds: List[np.ndarray], number: int,
                 args: argparse.Namespace) -> int:
-    """Write the pictures of a split.
+    """Write the images of a split.
 
     Returns:
         int: The number of faces.
@@ -429,56 +428,53 @@ def write_split(dst: str, split: str, portraits: List[Portrait],
     lines, total = [], 0
     for i in track(range(number), f'Pasting {split}'):
         background = backgrounds[rng.integers(len(backgrounds))]
-        picture = draw_background(rng, background, args.size)
+        image = draw_background(rng, background, args.size)
         faces: List[Face] = []
         for _ in range(rng.integers(1, args.faces + 1)):
-            face = paste(rng, picture, next(dealt), faces, args.scales,
-                         training)
+            face = paste(rng, image, next(dealt), faces, args.scales, training)
             if face is not None:
                 faces.append(face)
         name = f'{i:05d}.jpg'
-        content = cv2.imencode('.jpg', picture,
+        content = cv2.imencode('.jpg', image,
                                [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
         write_bytes(osp.join(folder, name), content.tobytes())
         lines += [f'# {name}', *(format_face(f, args.size) for f in faces)]
         total += len(faces)
-    # Last: without it the data set is refused.
+    # Last: without it the dataset is refused.
     write_bytes(
         osp.join(dst, split, 'label.txt'), '\n'.join([*lines, '']).encode())
     return total
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make the data set."""
+    """Make the dataset."""
     check_tree(args.dst, filter(None, [args.src, args.backgrounds]), [
         osp.join(args.dst, split, 'images', '') for split in ('train', 'val')
     ])
-    check_source(args.src, args.dst)
+    if osp.isdir(args.dst) and os.listdir(args.dst):
+        raise FileExistsError(
+            f'{osp.abspath(args.dst)} has files, expected a new or empty '
+            'folder. Give another one, or remove it.')
     persons = load_portraits(args.src)
     backgrounds = load_backgrounds(args.backgrounds)
     names = list(persons)
     order = np.random.default_rng(args.seed).permutation(len(names))
-    held_out = min(max(round(args.val_share * len(names)), 1), len(names) - 1)
+    held_out = min(max(round(args.val_ratio * len(names)), 1), len(names) - 1)
     members = dict(
         train=sorted(names[i] for i in order[held_out:]),
         val=sorted(names[i] for i in order[:held_out]))
-    write_source(args.src, args.dst)
-    for split in members:
-        label = osp.join(args.dst, split, 'label.txt')
-        if osp.exists(label):
-            os.remove(label)
-    for number, (split, people) in zip(args.pictures, members.items()):
+    for number, (split, people) in zip(args.images, members.items()):
         portraits = [face for person in people for face in persons[person]]
         parts = []
         for img in backgrounds:
-            edge = max(round(img.shape[1] * BACKGROUND_SHARE), 1)
+            edge = max(round(img.shape[1] * BACKGROUND_RATIO), 1)
             parts.append(img[:, :edge] if split == 'train' else img[:, edge:])
         total = write_split(args.dst, split, portraits, parts, number, args)
         if not total:
             raise ValueError(
-                f'No portrait fits into pictures of {args.size} pixels, '
+                f'No portrait fits into images of {args.size} pixels, '
                 'expected some. Give a larger --size, or smaller --scales.')
-        print(f'{osp.join(args.dst, split)}: {number} pictures, {total} faces '
+        print(f'{osp.join(args.dst, split)}: {number} images, {total} faces '
               f'of {len(people)} persons: {", ".join(people)}')
 
 

@@ -1,8 +1,12 @@
-# RetinaFace with MobileNetV1 x0.25 on portraits pasted into other pictures
-# (tools/dataset_converters/paste_faces.py): a check that it learns, short
-# enough for two cores. Training takes smaller squares, and 20 epochs of AdamW
-# instead of 250 of SGD; the test is at the pictures' own size.
-_base_ = 'retinaface_mobilenet0.25_widerface.py'
+# RetinaFace with MobileNetV1 x0.25 on portraits pasted into other images
+# (paste_faces.py): a check that it learns, short enough for two cores. Training
+# takes smaller squares, and 20 epochs of AdamW instead of 250 of SGD; the test
+# is at the images' own size.
+_base_ = '../../configs/retinaface/retinaface_mobilenet0.25_widerface.py'
+
+# Beside tools/train.py and tools/test.py, which run this config
+custom_imports = dict(
+    imports=['dan_mm.detection', 'portraits.landmark_metric'])
 
 train_pipeline = [
     *_base_.train_pipeline[:2],
@@ -20,7 +24,7 @@ train_pipeline = [
                                 'lanczos')]),
     _base_.train_pipeline[-1],
 ]
-# The metric compares with the faces of the data set, their landmarks included.
+# The metric needs the ground truth with its landmarks.
 pack = dict(_base_.pack, meta_keys=(*_base_.pack['meta_keys'], 'instances'))
 test_pipeline = [*_base_.load, pack]
 tta_pipeline = [
