@@ -1,12 +1,12 @@
 # RetinaFace with MobileNetV1 x0.25 on portraits pasted into other images
-# (paste_faces.py): a check that it learns, short enough for two cores. Training
-# takes smaller squares, and 20 epochs of AdamW instead of 250 of SGD; the test
-# is at the images' own size.
+# (paste_faces.py): a check that it learns, short enough for two cores.
+# Training takes smaller squares, and 20 epochs of AdamW instead of 250 of SGD;
+# the test is at the images' own size.
 _base_ = '../../configs/retinaface/retinaface_mobilenet0.25_widerface.py'
 
 # Beside tools/train.py and tools/test.py, which run this config
 custom_imports = dict(
-    imports=['dan_mm.detection', 'portraits.landmark_metric'])
+    imports=[*_base_.custom_imports.imports, 'portraits.landmark_metric'])
 
 train_pipeline = [
     *_base_.train_pipeline[:2],
