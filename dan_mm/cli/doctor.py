@@ -13,8 +13,8 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 import warnings
+from importlib.metadata import packages_distributions
 from typing import Iterator, NamedTuple, Optional, Tuple
 
 from dan_mm.version import (PYTHON, VERSIONS, digits, fits, installed,
@@ -22,14 +22,6 @@ from dan_mm.version import (PYTHON, VERSIONS, digits, fits, installed,
 
 HELP = 'find what is wrong with this installation, and how to fix it'
 TIMEOUT = 120  # seconds, for one import or command
-# Other distributions with the same modules
-RIVALS = dict(
-    cv2=('opencv-python-headless', 'opencv-contrib-python',
-         'opencv-contrib-python-headless'),
-    mmengine=('mmengine', 'mmengine-lite'),
-    mmcv=('mmcv', 'mmcv-full', 'mmcv-lite'),
-    mmpretrain=('mmpretrain', ),
-    mmdet=('mmdet', ))
 # The pip of this Python, which may not be the first on the PATH
 PIP = f'{shlex.quote(sys.executable)} -m pip'
 REINSTALL = f'{PIP} install --force-reinstall --no-deps'
@@ -41,7 +33,7 @@ OTHER_TORCH = f'''update its driver, or
 {PIP} install --force-reinstall torch torchvision
 with the --index-url that https://pytorch.org/get-started names for your GPU;
 then build the ops of mmcv again, if you need them'''
-DETECTOR = 'expected only to train and evaluate the face detector'
+DETECTOR = 'needed only to train and evaluate the face detector'
 
 
 class Finding(NamedTuple):
@@ -129,63 +121,62 @@ def check_python() -> Finding:
 def check_package(module: str) -> Finding:
     """Check the version of a module, and that one distribution has it."""
     package, low, high = VERSIONS[module]
-    names = [name for name in (package, *RIVALS.get(module, ()))
-             if installed(name)]  # yapf: disable
-    versions = [installed(name) for name in names]
-    found = ' and '.join(map(' '.join, zip(names, versions)))
+    names = {package, *packages_distributions().get(module, ())}
+    found = {name: installed(name) for name in sorted(names, key=str)
+             if installed(name)}  # yapf: disable
+    text = ' and '.join(map(' '.join, found.items()))
     expected = f'expected {requirement(module)}'
     fix = f'{PIP} install "{requirement(module)}"'
-    if set(names) - {package}:
+    if found.keys() - {package}:
         # Uninstalling one of several removes files of the others.
-        fix = f'{PIP} uninstall -y {" ".join(names)}\n{fix}'
+        fix = f'{PIP} uninstall -y {" ".join(found)}\n{fix}'
     if not find(module):
         if module == 'mmdet':
             return Finding('hint', f'mmdet is missing, {DETECTOR}', fix)
-        if names == [package]:
+        if package in found:  # as pip believes
             fix = f'{REINSTALL} "{requirement(module)}"'
         return Finding('problem', f'{module} is missing, {expected}', fix)
-    if len(names) > 1 and (module != 'cv2' or len(set(versions)) > 1):
+    if len(found) > 1 and (module != 'cv2' or len(set(found.values())) > 1):
         if module == 'cv2' and installed('imaug'):
             # MMDetection needs two of them.
-            version = installed(package) or max(versions, key=digits)
-            pins = [f'{name}=={version}' for name in names]
-            fix = f'{REINSTALL} {" ".join(pins)}'
-        return Finding(
-            'problem', f'{found} overwrite each other as {module}, {expected}',
-            fix)
-    if not all(fits(version, low, high) for version in versions):
-        return Finding('problem', f'{found}, {expected}', fix)
-    return Finding('ok', f'{module}: {found or "of unknown version"}')
+            version = found.get(package) or max(found.values(), key=digits)
+            fix = ' '.join([REINSTALL, *(f'{x}=={version}' for x in found)])
+        return Finding('problem',
+                       f'{text} overwrite each other as {module}, {expected}',
+                       fix)
+    if not all(fits(version, low, high) for version in found.values()):
+        return Finding('problem', f'{text}, {expected}', fix)
+    return Finding('ok', f'{module}: {text or "of unknown version"}')
 
 
 def check_requirements() -> Iterator[Finding]:
-    """Check what all installed packages require, but for those above."""
+    """Check what installed packages require, except for those above."""
     checked = [package for package, *_ in VERSIONS.values()]
     output, _ = start(sys.executable, '-m', 'pip', 'check')
     for line in output.splitlines():
-        found = re.match(r'(\S+) .* require\w+ (([\w.-]+).*), (?:which|but) ',
+        match = re.match(r'(\S+) .* require\w+ (([\w.-]+).*), (?:which|but) ',
                          line)
-        own = found and found[1] == 'dan-mm'
-        if found and not (own and found[3] in checked):
+        own = match and match[1] == 'dan-mm'
+        if match and not (own and match[3] in checked):
             yield Finding('problem' if own else 'warning', line,
-                          f'{PIP} install {shlex.quote(found[2])}')
+                          f'{PIP} install {shlex.quote(match[2])}')
 
 
-def check_gpu(available: bool, build: Optional[str], said: str) -> Finding:
+def check_gpu(available: bool, build: Optional[str], warning: str) -> Finding:
     """Check that torch, built for a version of CUDA, uses the GPU."""
     if available:
         return Finding('ok', 'torch uses the GPU')
     output, _ = start('nvidia-smi', '-L')
     gpus = re.findall(r'^GPU \d+: (.+?)(?: \(UUID.*)?$', output, re.M)
-    if not gpus and not said:
+    if not gpus and not warning:
         return Finding('ok', 'no NVIDIA GPU')
     found = f'{", ".join(gpus) or "the GPU"} is not used'
-    if build and not said and 'CUDA_VISIBLE_DEVICES' in os.environ:
+    if build and not warning and 'CUDA_VISIBLE_DEVICES' in os.environ:
         return Finding('hint', f'{found}: CUDA_VISIBLE_DEVICES hides it',
                        'unset CUDA_VISIBLE_DEVICES')
-    said = said or (f'torch for CUDA {build} does not find it'
-                    if build else 'torch was built without CUDA')
-    return Finding('warning', f'{found}: {said}', OTHER_TORCH)
+    warning = warning or (f'torch for CUDA {build} does not find it'
+                          if build else 'torch was built without CUDA')
+    return Finding('warning', f'{found}: {warning}', OTHER_TORCH)
 
 
 def explain(step: str, error: str) -> Finding:
@@ -231,16 +222,17 @@ def examine() -> Iterator[Finding]:
     steps = re.split('^Step (.*)\n', output, flags=re.M)[1:] or ['Python', '']
     *passed, (step, _) = zip(steps[::2], steps[1::2])
     for name, printed in passed:
-        if name in ('the GPU', 'mmengine'):
-            result = json.loads(printed.strip().split('\n')[-1])
-            yield check_gpu(*result) if name == 'the GPU' else Finding(
-                'ok', ', '.join(f'{key} {value}'
-                                for key, value in result.items()
+        if name == 'the GPU':
+            yield check_gpu(*json.loads(printed.strip().split('\n')[-1]))
+        elif name == 'mmengine':
+            env = json.loads(printed.strip().split('\n')[-1])
+            yield Finding(
+                'ok', ', '.join(f'{key} {value}' for key, value in env.items()
                                 if '\n' not in str(value)))
     if step == 'end':
         yield Finding('ok', 'everything can be imported')
         return
-    # What follows from the above is not reported again.
+    # Consequences of the above are not reported again.
     if all(level != 'problem' for level, *_ in findings) or not (
             step.startswith('dan_mm') or step in VERSIONS and not find(step)):
         error = re.findall(
@@ -248,9 +240,8 @@ def examine() -> Iterator[Finding]:
             re.M) or ['Python ended']
         yield explain(step, error[-1])
     if step != 'mmcv._ext':
-        yield Finding(
-            'warning', 'the rest was not examined: fix the above, then run '
-            '`dan-mm doctor` again')
+        yield Finding('warning',
+                      'the rest was not examined: fix the above, and repeat')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -267,12 +258,9 @@ def run(args: argparse.Namespace) -> int:
     levels = []
     for level, found, fix in examine():
         levels.append(level)
-        # Neither paths nor commands are broken.
-        lines = textwrap.wrap(
-            found, 70, break_long_words=False, break_on_hyphens=False)
-        if fix:
-            lines += ('fix: ' + fix.replace('\n', '\n     ')).split('\n')
-        print(f'{level:8} ' + '\n         '.join(lines), flush=True)
+        print(f'{level:8} {found}', flush=True)
+        for line in fix.splitlines():
+            print(f'    fix: {line}', flush=True)
     print('\n' + ', '.join(f'{level}s: {levels.count(level)}'
                            for level in ('problem', 'warning', 'hint')))
     return int('problem' in levels)

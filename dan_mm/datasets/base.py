@@ -36,35 +36,29 @@ def canonical_name(name: str) -> str:
 class FERDataset(CustomDataset):
     """Base class of the facial expression datasets.
 
-    A subclass defines :meth:`load_split`, and ``METAINFO`` with the
-    ``classes`` in their official order. ``OFFICIAL_COUNTS`` is the number of
-    images of each official split, or a tuple if several are in circulation,
-    and ``CLASS_COUNTS`` lists the same per class, where that is known.
+    Subclasses define :meth:`load_split`, ``METAINFO`` with the ``classes`` in
+    their official order, ``OFFICIAL_COUNTS`` with the number of images of each
+    official split (or several) and, where known, ``CLASS_COUNTS`` per class.
 
     Args:
         data_root (str): The folder of the dataset.
         split (str): 'train', 'val' or 'test'. With ``val_split``, 'train' and
             'val' are the two parts of the official training set.
-        val_split (float): The fraction of the official training set, in
-            [0, 1), to hold out for validation, stratified by class. Defaults
-            to 0.
+        val_split (float): The ratio of the official training set, in [0, 1),
+            to hold out for validation, stratified by class. Defaults to 0.
         val_seed (int): The seed of that choice. Defaults to 0.
-        pipeline (Sequence): The transforms. Defaults to ``()``.
-        test_mode (bool): Whether the dataset is used for testing. Defaults to
-            False.
         target_classes (Sequence[str], optional): The classes to map labels
             to, such as those of a model that was trained on another dataset.
-            Classes are matched by name ('happy' is 'happiness'), never by
-            index. Images of other classes are left out with a warning.
-            Defaults to None, the classes of the dataset.
+            Classes are matched by name ('happy' is 'happiness'). Images of
+            other classes are left out with a warning. Defaults to None, the
+            classes of the dataset.
         **kwargs: Other arguments of
             :class:`mmpretrain.datasets.CustomDataset`.
 
     Raises:
         FileNotFoundError: If the folder, an annotation file or an image is
             missing.
-        ValueError: If a split, a fraction or a label is invalid, or no class
-            is one of ``target_classes``.
+        ValueError: If an argument or an annotation is invalid.
     """
 
     OFFICIAL_COUNTS: dict = {}
@@ -75,8 +69,6 @@ class FERDataset(CustomDataset):
                  split: str = 'train',
                  val_split: float = 0.,
                  val_seed: int = 0,
-                 pipeline: Sequence = (),
-                 test_mode: bool = False,
                  target_classes: Optional[Sequence[str]] = None,
                  lazy_init: bool = False,
                  **kwargs) -> None:
@@ -97,22 +89,19 @@ class FERDataset(CustomDataset):
         if given and known and tuple(given) != tuple(known):
             raise ValueError(
                 f'{self.name} got the classes {tuple(given)}, expected its '
-                f'own in their official order, {known}: labels are indices '
-                'into them. To select or reorder classes, set '
-                '`target_classes`.')
+                f'own in their official order, {known}. To select or reorder '
+                'classes, set `target_classes`.')
         super().__init__(
             data_root=osp.expanduser(data_root),
             extensions=EXTENSIONS,
-            pipeline=pipeline,
-            test_mode=test_mode,
             lazy_init=True,
             **kwargs)
         self._metainfo.update(self._find_alignment())
         self.own_classes = tuple(self._metainfo['classes'])
-        self.target_classes = target_classes
+        self.target_classes = target_classes and tuple(target_classes)
         self.left_out: Dict[str, int] = {}
         if target_classes is not None:
-            self._match_classes(tuple(target_classes))
+            self._match_classes()
         if not lazy_init:
             self.full_init()
 
@@ -130,32 +119,29 @@ class FERDataset(CustomDataset):
                 return dict(alignment=AlignFace(**json.load(file)).settings)
         except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(
-                f'{self.name} cannot read {path} ({error}), expected the '
-                'size, margin and interpolation that `dan-mm align` writes. '
-                'Align the images again, or remove the file.') from error
+                f'{self.name} cannot read {path} ({error}), which `dan-mm '
+                'align` writes. Align the images again.') from error
 
-    def _match_classes(self, targets: tuple) -> None:
+    def _match_classes(self) -> None:
         indices = []
-        for argument, classes in (('classes', self.own_classes),
-                                  ('target_classes', targets)):
-            names = [canonical_name(item) for item in classes]
+        for classes in self.own_classes, self.target_classes:
+            names = [canonical_name(name) for name in classes]
             if len(set(names)) < len(names):
                 raise ValueError(
-                    f'{self.name} got {argument}={classes}, two of which are '
-                    'the same expression, expected one of each. Rename or '
-                    'merge them.')
-            indices.append({item: i for i, item in enumerate(names)})
+                    f'{self.name} got the classes {classes}, two of which are '
+                    'the same expression. Rename or merge them.')
+            indices.append({name: i for i, name in enumerate(names)})
         own, target = indices
         self.class_map = {
-            own[key]: target[key]
-            for key in own if key in target
+            i: target[name]
+            for name, i in own.items() if name in target
         }
         if not self.class_map:
             raise ValueError(
                 f'{self.name} has the classes {self.own_classes}, expected at '
-                f'least one of the target classes {targets}. Use another '
-                'dataset.')
-        self._metainfo['classes'] = targets
+                f'least one of the target classes {self.target_classes}. Use '
+                'another dataset.')
+        self._metainfo['classes'] = self.target_classes
 
     def load_split(self, split: str) -> List[dict]:
         """Load ``img_path`` and ``gt_label`` of each image of an official
@@ -176,17 +162,15 @@ class FERDataset(CustomDataset):
         held_out = self.val_split > 0 and self.split != 'test'
         split = 'train' if held_out else self.split
         if split not in self.OFFICIAL_COUNTS:
-            advice = (
-                'Use one of them.' if split == 'test' else
-                'Set `val_split=0.1` to hold out a tenth of the training set.')
-            raise ValueError(f'{self.name} has no official split {split!r}, '
-                             f'only {list(self.OFFICIAL_COUNTS)}. {advice}')
+            raise ValueError(
+                f'{self.name} has no official split {split!r}, only '
+                f'{list(self.OFFICIAL_COUNTS)}. Use one of them, or '
+                '`val_split=0.1`, a tenth of the training set, to validate.')
         data_list = self.load_split(split)
         if not data_list:
             raise ValueError(
                 f'{self.name} found no image of the split {split!r} in '
-                f'{self.data_root}, expected some. Restore the annotations '
-                'and images of the dataset.')
+                f'{self.data_root}, expected some. Restore the dataset.')
         self._check_files(data_list)
         counts = Counter(info['gt_label'] for info in data_list)
         problem = self.compare_counts(
@@ -209,28 +193,27 @@ class FERDataset(CustomDataset):
         if totals is None:
             return None
         totals = totals if isinstance(totals, tuple) else (totals, )
-        where = f'the official split {split!r} of {self.data_root}'
+        found = f'{self.name} found {sum(counts)} images in the official ' \
+                f'split {split!r} of {self.data_root}'
         if sum(counts) not in totals:
-            return (f'{self.name} found {sum(counts)} images in {where}, '
-                    f'expected {" or ".join(map(str, totals))}. Results are '
-                    'not comparable with published ones; check that the '
-                    'dataset is complete.')
+            return (f'{found}, expected {" or ".join(map(str, totals))}. '
+                    'Results are not comparable with published ones; check '
+                    'that the dataset is complete.')
         for official in self.CLASS_COUNTS.get(split, []):
-            others = [
-                f'{found} of {name} (expected {expected})' for name, found,
-                expected in zip(self.own_classes, counts, official)
-                if found != expected
-            ]
-            if sum(official) == sum(counts) and others:
-                return (f'{self.name} found other class counts in {where}: '
-                        f'{", ".join(others)}. Check that its labels or '
-                        'folders are in the official order.')
+            if sum(official) == sum(counts) and official != tuple(counts):
+                others = [
+                    f'{n} of {name} (expected {m})'
+                    for name, n, m in zip(self.own_classes, counts, official)
+                    if n != m
+                ]
+                return (
+                    f'{found}, with other class counts: {", ".join(others)}. '
+                    'Check the order of its labels or folders.')
         return None
 
     def _map_labels(self, data_list: List[dict]) -> List[dict]:
         """Map labels to the indices of the target classes."""
         own, target = map(list, (self.class_map, self.class_map.values()))
-        classes = self.metainfo['classes']
         counts = Counter(info['gt_label'] for info in data_list)
         self.left_out = {
             name: counts[i]
@@ -242,13 +225,14 @@ class FERDataset(CustomDataset):
         ]
         if not data_list:
             raise ValueError(
-                f'{self.name} found no image of the target classes {classes} '
-                f'in the split {self.split!r} of {self.data_root}, expected '
-                'some. Use another split or dataset.')
+                f'{self.name} found no image of the target classes '
+                f'{self.target_classes} in the split {self.split!r} of '
+                f'{self.data_root}. Use another split or dataset.')
         for info in data_list:
             info['gt_label'] = self.class_map[info['gt_label']]
             if 'gt_score' in info:
-                score = np.zeros(len(classes), info['gt_score'].dtype)
+                score = np.zeros(
+                    len(self.target_classes), info['gt_score'].dtype)
                 score[target] = info['gt_score'][own]
                 info['gt_score'] = score / score.sum()
         if self.describe_unmatched():
@@ -258,20 +242,19 @@ class FERDataset(CustomDataset):
     def describe_unmatched(self) -> str:
         """Describe the classes without counterpart, in the dataset and in the
         target classes, or give ''."""
+        left_out = ', '.join(f'{name} ({number})'
+                             for name, number in self.left_out.items())
+        absent = ', '.join(name for i, name in enumerate(self.target_classes)
+                           if i not in self.class_map.values())
         sentences = []
-        if self.left_out:
-            parts = [f'{name} ({n})' for name, n in self.left_out.items()]
+        if left_out:
             sentences.append(
                 f'{self.name} leaves out {sum(self.left_out.values())} images '
-                f'of its classes without counterpart: {", ".join(parts)}.')
-        absent = [
-            name for i, name in enumerate(self.metainfo['classes'])
-            if i not in self.class_map.values()
-        ]
+                f'of its classes without counterpart: {left_out}.')
         if absent:
             sentences.append(
                 f'Target classes without counterpart in {self.name}, so '
-                f'without images: {", ".join(absent)}.')
+                f'without images: {absent}.')
         return ' '.join(sentences)
 
     def _hold_out(self, data_list: List[dict]) -> List[dict]:
@@ -284,8 +267,8 @@ class FERDataset(CustomDataset):
         except ValueError as error:
             raise ValueError(
                 f'{self.name} cannot hold out val_split={self.val_split} of '
-                f'{len(data_list)} images stratified by class: {error} Set '
-                'another `val_split`, or add images.') from error
+                f'{len(data_list)} images, stratified by class: {error} Set '
+                'another `val_split`.') from error
         part = train if self.split == 'train' else val
         return [data_list[i] for i in sorted(part)]
 
@@ -298,21 +281,17 @@ class FERDataset(CustomDataset):
             if labels.setdefault(path, label) != label:
                 raise ValueError(
                     f'{self.name} found two labels for the image {path}, '
-                    f'{labels[path]} and {label}, expected one. Restore the '
-                    'annotations of the dataset.')
-            folders[osp.dirname(path)].append(path)
+                    f'{labels[path]} and {label}. Restore the annotations.')
+            folders[osp.dirname(path)].append(osp.basename(path))
         missing = []
-        for folder, paths in folders.items():
+        for folder, names in folders.items():
             # Listing a folder once is faster than a look at each file.
             found = set(os.listdir(folder)) if osp.isdir(folder) else ()
-            missing += [
-                path for path in paths if osp.basename(path) not in found
-            ]
+            missing += [osp.join(folder, x) for x in names if x not in found]
         if missing:
             raise FileNotFoundError(
                 f'{self.name} misses {len(missing)} of {len(data_list)} '
-                f'images that its annotations name, the first is '
-                f'{missing[0]}. Restore them from the dataset.')
+                f'annotated images, the first is {missing[0]}. Restore them.')
 
     def _read_lines(self, path: str) -> List[str]:
         """Read the lines of an annotation file, in UTF-8 or UTF-16."""
@@ -343,10 +322,8 @@ class FERDataset(CustomDataset):
 
     def extra_repr(self) -> List[str]:
         """The extra repr information of the dataset."""
-        body = [
-            f'Root of dataset: \t{self.data_root}', f'Split: \t{self.split}'
+        return [
+            f'Root of dataset: \t{self.data_root}', f'Split: \t{self.split}',
+            f'Held out for validation: \t{self.val_split} of train, seed '
+            f'{self.val_seed}'
         ]
-        if self.val_split:
-            body.append(f'Held out for validation: \t{self.val_split} of '
-                        f'train, seed {self.val_seed}')
-        return body

@@ -59,19 +59,9 @@ def scan(
     recursive: bool = True,
     parents: Sequence[str] = ()
 ) -> Iterator[Tuple[str, str]]:
-    """Scan a folder and its subfolders, except hidden ones and links to a
-    parent folder.
-
-    Args:
-        folder (str): The folder.
-        recursive (bool): Whether to scan its subfolders, which are skipped
-            otherwise. Defaults to True.
-        parents (Sequence[str]): The real paths of the folders that led to it.
-            Defaults to ``()``.
-
-    Yields:
-        tuple[str, str]: A path, and why it is no image, '' for one.
-    """
+    """Yield the paths in a folder, and in its subfolders if ``recursive``,
+    with the reason why each is no image, '' for one. Hidden folders and links
+    to a parent folder are not entered."""
     parents = (*parents, osp.realpath(folder))
     for entry in os.scandir(folder):
         reason = _classify(entry, parents)
@@ -89,8 +79,7 @@ def list_folders(folder: str) -> List[str]:
         if reason == MISSING and not entry.name.lower().endswith(EXTENSIONS):
             raise FileNotFoundError(
                 f'{osp.abspath(entry.path)} is a broken link to '
-                f'{os.readlink(entry.path)!r}, expected a folder. Restore it, '
-                'or remove the link.')
+                f'{os.readlink(entry.path)!r}. Restore or remove it.')
         if reason == FOLDER:
             names.append(entry.name)
     return sorted(names)
@@ -113,8 +102,7 @@ def _find(root: str, meaning: Callable[[str], Optional[str]]) -> Dict:
         if key in found:
             raise ValueError(
                 f'{osp.abspath(root)} has the folders {found[key]!r} and '
-                f'{name!r}, both of which are {key!r}, expected one. Merge '
-                'them, or move one away.')
+                f'{name!r}, both of which are {key!r}. Merge them.')
         if key is not None:
             found[key] = name
     return {key: osp.join(root, name) for key, name in found.items()}
@@ -139,16 +127,13 @@ def find_classes(folder: str,
     known = {canonical_name(name): name for name in classes}
     if numbered:
         known.update((str(i), name) for i, name in enumerate(classes))
-    unknown = [
-        name for name in list_folders(folder)
-        if canonical_name(name) not in known
-    ]
+    unknown = [name for name in list_folders(folder)
+               if canonical_name(name) not in known]  # yapf: disable
     if unknown:
-        numbers = f' or 0 to {len(classes) - 1}' if numbered else ''
         raise ValueError(
             f'{osp.abspath(folder)} has the folders {unknown}, expected only '
-            f'the classes {tuple(classes)}{numbers}. Rename or move them, or '
-            'convert the dataset with tools/dataset_converters.')
+            f'the classes {list(known)}. Rename or move them, or convert the '
+            'dataset with tools/dataset_converters.')
     return _find(folder, lambda name: known[canonical_name(name)])
 
 
@@ -164,11 +149,9 @@ class ClassFolders(FERDataset):
         ├── val
         └── test
 
-    Other usual names of splits are known (`Training`, `validation`,
-    `Train_Aligned_Faces`), so are those of classes (`Happy`), in any case, and
-    their official indices where a subclass sets ``NUMBERED``. Files outside
-    the folders of the classes and files that are no images by their extension
-    are left out with a warning.
+    Other usual names of splits (`Training`, `Train_Aligned_Faces`) and classes
+    (`Happy`) are known, in any case, and official indices where a subclass
+    sets ``NUMBERED``. Other files are left out with a warning.
 
     See :class:`FERDataset` for the arguments and errors.
     """
@@ -179,13 +162,11 @@ class ClassFolders(FERDataset):
         """Find the folder of a split."""
         splits = find_splits(self.data_root)
         if split not in splits:
-            advice = ('set `val_split=0.1` to hold out a tenth of the '
-                      'training set'
-                      if split == 'val' else 'use another split')
             raise FileNotFoundError(
                 f'{self.name} found folders of the splits {list(splits)} in '
                 f'{osp.abspath(self.data_root)}, expected one of {split!r}. '
-                f'Check `data_root`, or {advice}.')
+                'Check `data_root`, or set `val_split=0.1` to validate on a '
+                'tenth of the training set.')
         return splits[split]
 
     def load_split(self, split: str) -> List[dict]:
@@ -201,31 +182,28 @@ class ClassFolders(FERDataset):
                                                                REPORT)
         ]
         for label, name in enumerate(self.own_classes):
-            folder = folders.get(name)
-            found = sorted(scan(folder)) if folder else []
-            broken = [path for path, reason in found if reason == MISSING]
-            if broken:
-                raise FileNotFoundError(
-                    f'{self.name} found {len(broken)} broken links in '
-                    f'{folder}, the first is {broken[0]}, expected images. '
-                    'Restore their targets, or remove them.')
-            images = [path for path, reason in found if not reason]
+            found = sorted(scan(folders[name])) if name in folders else []
+            for path, reason in found:
+                if reason == MISSING:
+                    raise FileNotFoundError(
+                        f'{self.name} found the broken link {path}, expected '
+                        'an image. Restore or remove it.')
+                if reason in (NO_IMAGE, LOOP):
+                    others.append(path)
+            images = [
+                dict(img_path=path, gt_label=label) for path, reason in found
+                if not reason
+            ]
             if not images and split == 'train':
                 raise ValueError(
-                    f'{self.name} found no image in '
-                    f'{folder or osp.join(root, name)}, expected some of '
-                    'this class. Add images, or remove the folder.')
-            others += [
-                path for path, reason in found if reason in (NO_IMAGE, LOOP)
-            ]
-            data_list += [
-                dict(img_path=path, gt_label=label) for path in images
-            ]
+                    f'{self.name} found no image in {osp.join(root, name)}, '
+                    'expected some of this class. Add images.')
+            data_list += images
         if others:
             warnings.warn(
-                f'{self.name} left out {len(others)} files that are in no '
-                'folder of a class or no images by their extension, the first '
-                f'is {others[0]}; it reads {", ".join(EXTENSIONS)}.')
+                f'{self.name} left out {len(others)} files outside of the '
+                'folders of classes or without one of the extensions '
+                f'{EXTENSIONS}, the first is {others[0]}.')
         return data_list
 
 
@@ -241,14 +219,14 @@ class FERFolder(ClassFolders):
         │   └── ...
         └── bored
 
-    or one such tree per split: ``data_root/train``, and ``data_root/val`` or
-    ``data_root/test`` or both. 'val' and 'test' stand in for each other, and
-    without both, ``val_split`` of the training set is held out for them.
+    or one such tree per split in ``train``, ``val`` and ``test``. 'val' and
+    'test' stand in for each other, and without both, ``val_split`` of the
+    training set is held out for them.
 
     Args:
         data_root (str): The folder.
         split (str): 'train', 'val' or 'test'. Defaults to 'train'.
-        val_split (float): The fraction of the training set to hold out where
+        val_split (float): The ratio of the training set to hold out where
             there is no folder for validation, in (0, 1), but at least as many
             images as there are classes. Defaults to 0.1.
         classes (Sequence[str], optional): The names of the classes in the
@@ -266,68 +244,54 @@ class FERFolder(ClassFolders):
                  val_split: float = 0.1,
                  classes: Optional[Sequence[str]] = None,
                  **kwargs) -> None:
-        data_root = osp.expanduser(data_root)
-        folders = self._check_splits(data_root)
-        train = osp.join(data_root, 'train') if folders else data_root
-        held = [
-            name for name in (split, 'val', 'test')
-            if name in folders and name != 'train'
+        root = osp.expanduser(data_root)
+        if not osp.isdir(root):
+            raise FileNotFoundError(
+                f'FERFolder found no folder {osp.abspath(root)}, expected one '
+                'with a folder of images per class. Check the path.')
+        folders = list_folders(root)
+        has_splits = 'train' in folders
+        # Other names of splits would be taken for classes.
+        others = [
+            name for name in folders
+            if (name not in SPLITS if has_splits else split_of(name))
         ]
+        if others:
+            raise ValueError(
+                f'FERFolder found the folders {folders} in {root}, expected '
+                'either a folder per class or `train`, `val` and `test`. '
+                f'Rename or move {others}.')
+        train = osp.join(root, 'train') if has_splits else root
+        held_out = [name for name in (split, 'val', 'test')
+                    if name != 'train' and has_splits and name in folders
+                    ]  # yapf: disable
         self.folder = train
-        if held:
+        if held_out:
             val_split = 0.
             if split != 'train':
-                self.folder = osp.join(data_root, held[0])
+                self.folder = osp.join(root, held_out[0])
         elif split != 'train' and not val_split:
             raise ValueError(
-                f"{type(self).__name__} got split='{split}' and val_split=0, "
-                f'and found no folder of that split in {data_root}: it would '
-                'be the training set. Set `val_split`, or add the folder.')
+                f"FERFolder got split='{split}' and val_split=0, but {root} "
+                'has only the training set. Set `val_split`, or add a folder.')
         if val_split and split == 'test':
             split = 'val'
-        classes = self.find_classes(train) if classes is None else classes
+        if classes is None:
+            classes = list_folders(train)
+        if len(classes) < 2:
+            raise ValueError(
+                f'FERFolder found the folders {classes} in '
+                f'{osp.abspath(train)}, expected a folder of images for each '
+                'of at least 2 classes. Sort the images into them.')
         super().__init__(
-            data_root,
+            root,
             split,
             val_split=val_split,
             metainfo=dict(classes=tuple(classes)),
             **kwargs)
         # The classes may be those of a known dataset, the images are not.
-        name = osp.basename(osp.abspath(data_root))
+        name = osp.basename(osp.abspath(root))
         self._metainfo['dataset_name'] = f'the folder {name}'
-
-    @classmethod
-    def _check_splits(cls, data_root: str) -> List[str]:
-        """Get the folders of the splits, if there is one of training."""
-        folders = list_folders(data_root) if osp.isdir(data_root) else []
-        parted = 'train' in folders
-        # Other names of splits would be taken for classes.
-        others = [
-            name for name in folders
-            if (name not in SPLITS if parted else split_of(name))
-        ]
-        if others:
-            raise ValueError(
-                f'{cls.__name__} found the folders {folders} in {data_root}, '
-                'expected either a folder per class or `train`, `val` and '
-                f'`test`. Rename or move {others}.')
-        return folders if parted else []
-
-    @classmethod
-    def find_classes(cls, folder: str) -> List[str]:
-        """List the names of the classes of a folder, at least two."""
-        if not osp.isdir(folder):
-            raise FileNotFoundError(
-                f'{cls.__name__} found no folder {osp.abspath(folder)}, '
-                'expected one with a folder of images per class. Check the '
-                'path.')
-        classes = list_folders(folder)
-        if len(classes) < 2:
-            raise ValueError(
-                f'{cls.__name__} found the folders {classes} in '
-                f'{osp.abspath(folder)}, expected a folder of images for each '
-                'of at least 2 classes. Sort the images into them.')
-        return classes
 
     def find_split(self, split: str) -> str:
         """Get the folder of a split."""

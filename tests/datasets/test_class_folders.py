@@ -200,9 +200,7 @@ def test_links_to_nowhere_are_named(tmp_path):
     make(tmp_path, 'train', '0123456', [2] * 7)
     link = tmp_path / 'train' / '3' / 'a.jpg'
     link.symlink_to(tmp_path / 'gone')
-    with pytest.raises(
-            FileNotFoundError,
-            match='found 1 broken links in .*/3/a.jpg, expected images'):
+    with pytest.raises(FileNotFoundError, match='broken link .*/3/a.jpg'):
         load('FER2013', tmp_path)
     link.unlink()
     for name in 'train/happy', 'val':

@@ -106,7 +106,7 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"Rename or move \['validation'\]"):
         load(tmp_path / 't')
     make(tmp_path / 'u', a=3, b=3)
-    with pytest.raises(ValueError, match='it would be the training set'):
+    with pytest.raises(ValueError, match="'val' and val_split=0"):
         load(tmp_path / 'u', 'val', val_split=0)
     assert len(load(tmp_path / 'u', val_split=0)) == 6
     (tmp_path / 'y' / 'val').mkdir(parents=True)

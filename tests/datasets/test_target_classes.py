@@ -91,9 +91,7 @@ def test_images_without_counterpart_are_left_out(affectnet):
 def test_refusals(affectnet):
     with pytest.raises(ValueError, match='one of the target.*glad.*grim'):
         load(**affectnet, target_classes=('glad', 'grim'))
-    with pytest.raises(
-            ValueError,
-            match='got target_classes=.*two of which are the same'):
+    with pytest.raises(ValueError, match="'happy', 'Happiness', 'fear'"):
         load(**affectnet, target_classes=('happy', 'Happiness', 'fear'))
     with pytest.raises(
             ValueError, match='expected at least one of the target'):
