@@ -8,7 +8,6 @@ import faulthandler
 import importlib.util
 import json
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -17,8 +16,7 @@ import warnings
 from importlib.metadata import packages_distributions
 from typing import Iterator, NamedTuple, Optional, Tuple
 
-from dan_mm.version import (PYTHON, VERSIONS, digits, fits, installed,
-                            requirement)
+from dan_mm.version import VERSIONS, digits, fits, installed, requirement
 
 HELP = 'find what is wrong with this installation, and how to fix it'
 TIMEOUT = 120  # seconds, for one import or command
@@ -37,8 +35,8 @@ DETECTOR = 'needed only to train and evaluate the face detector'
 
 
 class Finding(NamedTuple):
-    """What was found and expected, and how to fix it. The level is ``'ok'``,
-    ``'hint'`` (something optional), ``'warning'`` or ``'problem'``."""
+    """What was found, and how to fix it. The level is ``'ok'``, ``'hint'``
+    (something optional), ``'warning'`` or ``'problem'``."""
     level: str
     found: str
     fix: str = ''
@@ -100,7 +98,7 @@ def start(*command: str, timeout: Optional[int] = TIMEOUT) -> Tuple[str, str]:
 
 
 def find(module: str) -> bool:
-    """Whether a module is there, without importing it."""
+    """Whether a module can be found, without importing it."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -109,23 +107,13 @@ def find(module: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def check_python() -> Finding:
-    """Check the version of Python."""
-    found = f'Python {platform.python_version()}, {sys.executable}'
-    if fits(platform.python_version(), *PYTHON):
-        return Finding('ok', found)
-    return Finding('problem', f'{found}; expected >={PYTHON[0]},<{PYTHON[1]}',
-                   'python3.12 -m venv .venv    # install everything there')
-
-
 def check_package(module: str) -> Finding:
     """Check the version of a module, and that one distribution has it."""
     package, low, high = VERSIONS[module]
     names = {package, *packages_distributions().get(module, ())}
-    found = {name: installed(name) for name in sorted(names, key=str)
-             if installed(name)}  # yapf: disable
+    found = {name: installed(name) for name in sorted(filter(None, names))}
+    found = {name: version for name, version in found.items() if version}
     text = ' and '.join(map(' '.join, found.items()))
-    expected = f'expected {requirement(module)}'
     fix = f'{PIP} install "{requirement(module)}"'
     if found.keys() - {package}:
         # Uninstalling one of several removes files of the others.
@@ -133,33 +121,34 @@ def check_package(module: str) -> Finding:
     if not find(module):
         if module == 'mmdet':
             return Finding('hint', f'mmdet is missing, {DETECTOR}', fix)
-        if package in found:  # as pip believes
+        if package in found:  # pip would not install it again
             fix = f'{REINSTALL} "{requirement(module)}"'
-        return Finding('problem', f'{module} is missing, {expected}', fix)
-    if len(found) > 1 and (module != 'cv2' or len(set(found.values())) > 1):
-        if module == 'cv2' and installed('imaug'):
-            # MMDetection needs two of them.
-            version = found.get(package) or max(found.values(), key=digits)
-            fix = ' '.join([REINSTALL, *(f'{x}=={version}' for x in found)])
-        return Finding('problem',
-                       f'{text} overwrite each other as {module}, {expected}',
-                       fix)
-    if not all(fits(version, low, high) for version in found.values()):
-        return Finding('problem', f'{text}, {expected}', fix)
-    return Finding('ok', f'{module}: {text or "of unknown version"}')
+        text = f'{module} is missing'
+    elif module == 'cv2' and len(set(found.values())) > 1:
+        # MMDetection needs both distributions of OpenCV.
+        version = found.get(package) or max(found.values(), key=digits)
+        fix = ' '.join([REINSTALL, *(f'{name}=={version}' for name in found)])
+        text += ' overwrite each other'
+    elif module != 'cv2' and len(found) > 1:
+        text += ' overwrite each other'
+    elif all(fits(version, low, high) for version in found.values()):
+        return Finding('ok', f'{module}: {text or "of unknown version"}')
+    return Finding('problem', f'{text}, expected {requirement(module)}', fix)
 
 
 def check_requirements() -> Iterator[Finding]:
     """Check what installed packages require, except for those above."""
     checked = [package for package, *_ in VERSIONS.values()]
     output, _ = start(sys.executable, '-m', 'pip', 'check')
-    for line in output.splitlines():
-        match = re.match(r'(\S+) .* require\w+ (([\w.-]+).*), (?:which|but) ',
-                         line)
-        own = match and match[1] == 'dan-mm'
-        if match and not (own and match[3] in checked):
-            yield Finding('problem' if own else 'warning', line,
-                          f'{PIP} install {shlex.quote(match[2])}')
+    for own, wanted, name in re.findall(
+            r'^(\S+) .* require\w+ (([\w.-]+).*), (?:which|but) .*$', output,
+            re.M):
+        if own != 'dan-mm' or name not in checked:
+            yield Finding(
+                'problem' if own == 'dan-mm' else 'warning',
+                f'{own} requires {wanted}, found {name} '
+                f'{installed(name) or "missing"}',
+                f'{PIP} install {shlex.quote(wanted)}')
 
 
 def check_gpu(available: bool, build: Optional[str], warning: str) -> Finding:
@@ -181,7 +170,7 @@ def check_gpu(available: bool, build: Optional[str], warning: str) -> Finding:
 
 def explain(step: str, error: str) -> Finding:
     """Explain why a step of :func:`probe` failed."""
-    found, torch = f'{step} fails: {error}', installed('torch')
+    torch = installed('torch')
     package = requirement(step) if step in VERSIONS else 'dan-mm'
     fix = f'{REINSTALL} "{package}"'
     if step == 'the GPU':
@@ -190,7 +179,7 @@ def explain(step: str, error: str) -> Finding:
         # Both are released together; each build has an index of its own.
         version, _, build = torch.partition('+')
         _, minor, patch = digits(version)
-        found += f'; expected the torchvision of torch {torch}'
+        error += f'; expected the torchvision of torch {torch}'
         fix = f'{REINSTALL} torchvision==0.{minor + 15}.{patch}'
         if build:
             fix += f' --index-url https://download.pytorch.org/whl/{build}'
@@ -198,21 +187,19 @@ def explain(step: str, error: str) -> Finding:
         return Finding('warning' if find('mmdet') else 'hint',
                        f'mmcv has no compiled ops, {DETECTOR}', BUILD_OPS)
     elif step == 'mmcv._ext':
-        found += f'; expected ops that were built with torch {torch}'
+        error += f'; expected ops that were built with torch {torch}'
         fix = BUILD_OPS
     elif step == 'cv2' and '.so' in error:
         fix = 'apt-get install libgl1 libglib2.0-0'
     elif error.startswith('ModuleNotFoundError'):
         # pip installs what it requires.
         fix = f'{PIP} install "{package}"'
-    return Finding('problem', found, fix)
+    return Finding('problem', f'{step} fails: {error}', fix)
 
 
 def examine() -> Iterator[Finding]:
     """Examine this installation."""
-    findings = [
-        check_python(), *map(check_package, VERSIONS), *check_requirements()
-    ]
+    findings = [*map(check_package, VERSIONS), *check_requirements()]
     yield from findings
     output, errors = start(
         sys.executable,
@@ -222,12 +209,11 @@ def examine() -> Iterator[Finding]:
     steps = re.split('^Step (.*)\n', output, flags=re.M)[1:] or ['Python', '']
     *passed, (step, _) = zip(steps[::2], steps[1::2])
     for name, printed in passed:
-        if name == 'the GPU':
-            yield check_gpu(*json.loads(printed.strip().split('\n')[-1]))
-        elif name == 'mmengine':
-            env = json.loads(printed.strip().split('\n')[-1])
-            yield Finding(
-                'ok', ', '.join(f'{key} {value}' for key, value in env.items()
+        if name in ('the GPU', 'mmengine'):
+            result = json.loads(printed.strip().split('\n')[-1])
+            yield check_gpu(*result) if name == 'the GPU' else Finding(
+                'ok', ', '.join(f'{key} {value}'
+                                for key, value in result.items()
                                 if '\n' not in str(value)))
     if step == 'end':
         yield Finding('ok', 'everything can be imported')
@@ -259,8 +245,8 @@ def run(args: argparse.Namespace) -> int:
     for level, found, fix in examine():
         levels.append(level)
         print(f'{level:8} {found}', flush=True)
-        for line in fix.splitlines():
-            print(f'    fix: {line}', flush=True)
+        if fix:
+            print('    fix: ' + fix.replace('\n', '\n         '), flush=True)
     print('\n' + ', '.join(f'{level}s: {levels.count(level)}'
                            for level in ('problem', 'warning', 'hint')))
     return int('problem' in levels)
