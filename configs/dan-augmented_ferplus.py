@@ -1,6 +1,6 @@
 _base_ = 'dan_ferplus.py'
 
-# For faces in photographs: goes on from the model of dan_ferplus.py, with the
+# For faces in photographs: starts from the model of dan_ferplus.py, with the
 # raters' votes as soft targets and stronger augmentation.
 load_from = 'work_dirs/dan_ferplus/epoch_5.pth'
 

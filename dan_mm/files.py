@@ -1,5 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""Writing files: never half, never twice, never over what is not ours."""
+"""Atomic writes, locks, and checks that no input is overwritten."""
 import json
 import os
 import os.path as osp
@@ -86,9 +86,9 @@ def write_bytes(path: str, content: bytes) -> None:
 def open_result(path: str) -> Iterator[IO[str]]:
     """Open a text file for results that grow.
 
-    It has its name when all are there. Those of an interrupted run are in
+    It gets its name once all are written. Those of an interrupted run are in
     ``<path>.partial``. Pipes and devices are written to directly. Of a link,
-    such as ``/dev/stdout``, what it leads to is replaced.
+    such as ``/dev/stdout``, the target is replaced.
 
     Args:
         path (str): The file, checked by :func:`check_result`.
@@ -130,7 +130,7 @@ def check_result(path: str, kind: str) -> None:
     folder = osp.dirname(place)
     if osp.isdir(path) or not osp.isdir(folder):
         raise FileNotFoundError(
-            f'Can not write {path}, expected the path of a file in a folder '
+            f'Cannot write {path}, expected the path of a file in a folder '
             f'that exists. Make {folder}, or give another path.')
     # Pipes and devices
     if osp.exists(path) and not osp.isfile(path):
@@ -171,17 +171,17 @@ def check_folder(folder: str) -> None:
         place = osp.dirname(place)
     if not osp.isdir(place):
         raise NotADirectoryError(
-            f'Can not write to the folder {folder}: {place} is no folder. '
+            f'Cannot write to the folder {folder}: {place} is no folder. '
             'Give another path.')
     if not os.access(place, os.W_OK | os.X_OK):
         raise PermissionError(
-            f'Can not write to the folder {folder}: {place} is read-only. '
+            f'Cannot write to the folder {folder}: {place} is read-only. '
             'Give another path, or change its permissions.')
 
 
 def identity(path: str) -> Optional[Identity]:
-    """Get what all names of a file or folder have in common, whatever links
-    and mounts they use. None if it does not exist."""
+    """Get what identifies a file or folder, by whichever link or mount it is
+    named. None if it does not exist."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -190,7 +190,7 @@ def identity(path: str) -> Optional[Identity]:
 
 
 def check_file(path: str, read: Iterable[str]) -> None:
-    """Check that a file to write is none that is read.
+    """Check that a file to write is no input.
 
     Args:
         path (str): The file to write.

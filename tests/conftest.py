@@ -84,18 +84,18 @@ def astronaut() -> str:
 
 
 def draw_face(seed: int, size: int = 48) -> np.ndarray:
-    """A picture to load where there is no real one: uint8 (size, size)."""
+    """An image to load where there is no real one: uint8 (size, size)."""
     rng = np.random.default_rng(seed)
-    picture = np.full((size, size), 90 + seed % 80, np.uint8)
+    image = np.full((size, size), 90 + seed % 80, np.uint8)
     unit = size // 12
-    cv2.ellipse(picture, (size // 2, size // 2), (4 * unit, 5 * unit), 0, 0,
-                360, 200, -1)
+    cv2.ellipse(image, (size // 2, size // 2), (4 * unit, 5 * unit), 0, 0, 360,
+                200, -1)
     for x in (4, 8):
-        cv2.circle(picture, (x * unit, 5 * unit), unit // 2, 30, -1)
-    cv2.ellipse(picture, (size // 2, 8 * unit), (2 * unit, unit), 0, 0,
+        cv2.circle(image, (x * unit, 5 * unit), unit // 2, 30, -1)
+    cv2.ellipse(image, (size // 2, 8 * unit), (2 * unit, unit), 0, 0,
                 180 if seed % 2 else -180, 40, 2)
-    noise = rng.integers(-8, 8, picture.shape)
-    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+    noise = rng.integers(-8, 8, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
 def is_crop(img: np.ndarray) -> bool:
@@ -107,7 +107,7 @@ def is_crop(img: np.ndarray) -> bool:
 @pytest.fixture(scope='session')
 def ferplus_root(tmp_path_factory) -> str:
     """A small FER+ in the official layout: 160 training and 40 validation
-    pictures, real ones where they are at hand."""
+    images, real ones where they are at hand."""
     root = tmp_path_factory.mktemp('ferplus')
     archive = osp.join(SHARED, 'data', 'ferplus_train_valid.zip')
     header = ('Usage,Image name,neutral,happiness,surprise,sadness,anger,'
@@ -120,7 +120,7 @@ def ferplus_root(tmp_path_factory) -> str:
                                           ('PublicTest', 'FER2013Valid', 40)):
                 (root / folder).mkdir()
                 # Happiness and surprise with many votes, so that a few
-                # pictures are enough for each class.
+                # images are enough for each class.
                 picked = [
                     row for row in csv.reader(votes) if row[0] == usage
                     and row[1] and max(map(int, row[3:5])) >= 8

@@ -66,9 +66,9 @@ def test_rafdb_is_the_recipe_of_the_original_code(method):
 
 
 def test_rafdb_augmentation():
-    """The shares of turned and erased pictures, on a white one."""
+    """The shares of turned and erased images, on a white one."""
     cfg = Config.fromfile(f'{ROOT}/configs/dan_rafdb.py')
-    # The first transform loads a picture, the last packs it.
+    # The first transform loads an image, the last packs it.
     pipeline = Compose(cfg.train_dataloader.dataset.pipeline[1:-1])
     np.random.seed(0)
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ def test_affectnet_is_the_recipe_of_the_original_code(method, classes):
 
 
 def test_affectnet_augmentation():
-    """The shares of moved and erased pictures, on a white one."""
+    """The shares of moved and erased images, on a white one."""
     cfg = Config.fromfile(f'{ROOT}/configs/dan_affectnet8.py')
     pipeline = Compose(cfg.train_dataloader.dataset.pipeline[1:-1])
     np.random.seed(0)
@@ -182,7 +182,7 @@ def test_ablations_change_one_thing(variant, key, value):
                          ['dan', 'resnet18', 'dan-7x7', 'resnet18-7x7',
                           'dan-augmented', 'dan-dlibresnet',
                           'dlibresnet'])  # yapf: disable
-def test_ferplus_chooses_on_training_pictures(method):
+def test_ferplus_chooses_on_training_images(method):
     cfg = Config.fromfile(f'{ROOT}/configs/{method}_ferplus.py')
     for phase, split, share in (('train', 'train', 0.1), ('val', 'val', 0.1),
                                 ('test', 'val', None)):

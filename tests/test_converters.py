@@ -77,7 +77,7 @@ def test_class_names_and_centres(convert, capsys):
 
 @torch.no_grad()
 def test_inference_needs_no_config(convert, tmp_path):
-    """It is the one of the data set, with the heads of the checkpoint."""
+    """It is the one of the dataset, with the heads of the checkpoint."""
     convert(original(num_heads=2), '--dataset', 'rafdb')
     fer = FERInferencer(tmp_path / 'new folder' / 'dst.pth', device='cpu')
     assert fer.classes == RAFDB.METAINFO['classes']

@@ -1,5 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""Testing a model on another data set than it was trained on."""
+"""Testing a model on another dataset than it was trained on."""
 import csv
 import pickle
 import runpy
@@ -110,7 +110,7 @@ def test_a_model_of_ferplus_on_rafdb(monkeypatch, tmp_path, checkpoints,
     accuracy, balanced = accuracies(predictions)
     assert f'accuracy/top1: {accuracy:.4f}' in log
     assert f'accuracy/balanced: {balanced:.4f}' in log
-    # The pictures are those of this config in size.
+    # The images are those of this config in size.
     assert predictions[0]['img_shape'] == (96, 96)
 
 
@@ -154,7 +154,7 @@ def test_what_comes_from_the_other_config(checkpoints):
             loader.dataset.split) == ('RAFDB', 'data/rafdb', 'test')
     assert loader.dataset.target_classes == FERPLUS
     assert other.test_dataloader.dataset.type == 'RAFDB'
-    # A model on its own data set needs no names.
+    # A model on its own dataset needs no names.
     for name in 'ferplus', 'nameless':
         cfg = merge(ferplus, checkpoints[name])
         assert 'target_classes' not in cfg.test_dataloader.dataset

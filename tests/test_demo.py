@@ -26,7 +26,7 @@ def run(folder, *command, **env):
 
 @pytest.fixture(scope='module')
 def demo(tmp_path_factory):
-    """A copy of the configs and tools, with few pictures, after a run of the
+    """A copy of the configs and tools, with few images, after a run of the
     demo; and what it printed."""
     folder = tmp_path_factory.mktemp('demo')
     for name in 'configs', 'tools':

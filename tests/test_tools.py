@@ -34,7 +34,7 @@ def run(tool, *arguments):
 
 
 def small(root, method='dan'):
-    """The FER+ recipe on a few pictures, as overrides of the config."""
+    """The FER+ recipe on a few images, as overrides of the config."""
     options = {}
     for phase, number in ('train', 40), ('val', 16), ('test', 16):
         options.update({
@@ -268,7 +268,7 @@ def test_the_training_tool_merges_its_arguments():
 
 
 def own_folder(root):
-    """Pictures of two classes that no data set has."""
+    """Images of two classes that no dataset has."""
     for label, name in enumerate(('glad', 'grim')):
         (root / name).mkdir(parents=True)
         for i in range(17 + label):
@@ -294,7 +294,7 @@ def test_finetune(trained, tmp_path):
             '(fc.weight, fc.bias, bn.weight, bn.bias, bn.running_mean, '
             'bn.running_var, bn.num_batches_tracked, loss_affinity.centers)'
             in output)
-    assert '[3/3]' in output  # of 31 pictures, without the last one
+    assert '[3/3]' in output  # of 31 images, without the last one
 
     checkpoint = torch.load(work_dir / 'epoch_1.pth', weights_only=False)
     assert checkpoint['meta']['dataset_meta']['classes'] == ('glad', 'grim')
@@ -429,7 +429,7 @@ def test_finetuning_refuses(tmp_path):
     # Weights to start from are those of the checkpoint, not of the recipe.
     assert cfg.model.backbone.init_cfg is None and cfg.load_from == 'x.pth'
     assert cfg.work_dir == './work_dirs/dan_rafdb_mine'
-    # 31 pictures: a batch of 30 would leave one.
+    # 31 images: a batch of 30 would leave one.
     batch = 'train_dataloader.batch_size=%d'
     for size, drops in (30, True), (10, True), (8, False), (31, False):
         cfg = merge(config, '--finetune', 'x.pth', str(folder),
@@ -465,7 +465,7 @@ def test_missing_data_are_named(tmp_path):
 @pytest.mark.parametrize('content, message',
                          [(b'', 'is an empty file'),
                           (b'\x89PNG\r\n\x1a\n', 'cannot be decoded')])
-def test_a_broken_picture_is_named(ferplus_root, tmp_path, content, message):
+def test_a_broken_image_is_named(ferplus_root, tmp_path, content, message):
     root = shutil.copytree(ferplus_root, tmp_path / 'ferplus')
     for path in (root / 'FER2013Train').glob('*.png'):
         path.write_bytes(content)

@@ -8,7 +8,7 @@ EPOCHS = 4
 
 
 def config(root, work_dir, **options):
-    """DAN with the augmentation of RAF-DB on a few pictures of FER+."""
+    """DAN with the augmentation of RAF-DB on a few images of FER+."""
     cfg = Config.fromfile(f'{ROOT}/configs/dan_ferplus.py')
     rafdb = Config.fromfile(f'{ROOT}/configs/dan_rafdb.py')
     load, resize, flip, turn, erase, pack = (

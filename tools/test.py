@@ -1,5 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""Test a model on a data set: the same as `dan-mm test`."""
+"""Test a model on a dataset: the same as `dan-mm test`."""
 from dan_mm.cli.test import main
 
 if __name__ == '__main__':

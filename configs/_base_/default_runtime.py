@@ -11,7 +11,7 @@ custom_hooks = [
     dict(type='ClassCheckHook'),
     # A checkpoint is enough for inference.
     dict(type='DescribeModelHook'),
-    # Resumed training goes on as if it had not been interrupted.
+    # Resumed training continues as if it had not been interrupted.
     dict(type='EpochSeedHook'),
     # Diverged training stops.
     dict(type='FiniteLossHook'),

@@ -13,7 +13,7 @@ image_size = (640, 640)
 
 model = dict(
     type='SingleStageDetector',
-    # Pictures keep their sizes. A batch of different ones is padded, which
+    # Images keep their sizes. A batch of different ones is padded, which
     # changes what is found next to the padding: test with batches of one.
     data_preprocessor=dict(type='FaceDataPreprocessor', mean=mean),
     backbone=dict(
@@ -56,7 +56,7 @@ tta_model = dict(
 
 load = [
     dict(type='LoadImageFromFile'),
-    # A larger picture is shrunk, since memory ends.
+    # Larger images are shrunk, to bound the memory.
     dict(type='PrepareFaceImage', max_side=4096),
 ]
 pack = dict(

@@ -47,7 +47,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     Returns:
         int: The exit status: 0, or 1 if something could not be read, 2 if it
-        could not begin or go on.
+        could not start or continue.
     """
     args = parse_args(sys.argv[1:] if argv is None else list(argv))
     try:

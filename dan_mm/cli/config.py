@@ -55,7 +55,7 @@ def find_config(name: str) -> str:
         str: Its path.
 
     Raises:
-        SystemExit: If there is none such.
+        SystemExit: If there is no such config.
     """
     if osp.isfile(name):
         return name

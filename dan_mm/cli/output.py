@@ -1,6 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """What commands print: results on the standard output, the rest on the
-standard error, and what other packages say with ``--verbose`` only."""
+standard error, and the output of other packages with ``--verbose`` only."""
 import argparse
 import io
 import os
@@ -15,7 +15,7 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--verbose',
         action='store_true',
-        help='print what other packages say, too, and where errors come from')
+        help='print the output of other packages and tracebacks, too')
 
 
 def _show_warning(message: Any, *args, **kwargs) -> None:
@@ -32,14 +32,14 @@ def results_only(verbose: bool) -> Iterator[IO[str]]:
     a line each.
 
     Args:
-        verbose (bool): Whether to show what other packages say, and warnings
-            as Python does.
+        verbose (bool): Whether to show the output of other packages, and
+            warnings as Python does.
 
     Yields:
         IO[str]: Where to print results.
     """
     if not verbose:
-        # FFmpeg and OpenCV tell the standard error about every broken frame.
+        # FFmpeg and OpenCV report every broken frame on the standard error.
         os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
         os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
     output = sys.stdout or open(os.devnull, 'w')

@@ -1,7 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 # Modified from
 # https://github.com/open-mmlab/mmpretrain/blob/main/tools/test.py
-"""Test a model on a data set."""
+"""Test a model on a dataset."""
 import argparse
 import logging
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
     from mmengine.runner import Runner
 
-HELP = 'test a model on a data set'
+HELP = 'test a model on a dataset'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--data-from',
         metavar='CONFIG',
-        help='test on the data set of another config, with the pipeline and '
+        help='test on the dataset of another config, with the pipeline and '
         'batch size of this one; classes are matched by their names')
     parser.add_argument(
         '--work-dir', help='the folder to save the evaluation metrics in')
@@ -86,7 +86,7 @@ def check_out(args: argparse.Namespace) -> None:
 
 
 def take_data(cfg: 'Config', path: str) -> None:
-    """Take the test data set of another config, without its pipeline."""
+    """Take the test dataset of another config, without its pipeline."""
     from mmengine.config import Config
     loader = Config.fromfile(find_config(path)).get('test_dataloader')
     if loader is None:
@@ -96,13 +96,13 @@ def take_data(cfg: 'Config', path: str) -> None:
     if 'dataset' in dataset or 'datasets' in dataset:
         raise SystemExit(
             f'--data-from found the wrapper {dataset.type} in {path}, '
-            'expected a data set. Give a config for each data set in it.')
+            'expected a dataset. Give a config for each dataset in it.')
     dataset.pipeline = cfg.test_dataloader.dataset.pipeline
     cfg.test_dataloader.dataset = dataset
 
 
 def match_classes(cfg: 'Config', needed: bool = False) -> None:
-    """Have a data set with other classes than the checkpoint's give labels of
+    """Have a dataset with other classes than the checkpoint's give labels of
     the latter, by their names.
 
     Args:
@@ -129,7 +129,7 @@ def match_classes(cfg: 'Config', needed: bool = False) -> None:
                 '`tools/train.py` wrote.')
         warnings.warn(
             f'The checkpoint {cfg.load_from} has no names of classes: its '
-            'outputs are taken to be in the order of the data set. Convert '
+            'outputs are taken to be in the order of the dataset. Convert '
             'an original checkpoint with `--dataset`.')
         return
     model = cfg.model.get('module', cfg.model)
@@ -160,7 +160,7 @@ def log_classes(runner: 'Runner') -> None:
         dataset = runner.test_loop.dataloader.dataset
     if getattr(dataset, 'val_split', 0) and dataset.split != 'train':
         runner.logger.info(
-            f'The test is on {len(dataset)} pictures, the part that '
+            f'The test is on {len(dataset)} images, the part that '
             f'`val_split={dataset.val_split:.3g}` takes out of '
             f"{dataset.data_root}. `split='train'` with `val_split=0` is all "
             'of them.')
@@ -168,7 +168,7 @@ def log_classes(runner: 'Runner') -> None:
         return
     classes = dataset.metainfo['classes']
     runner.logger.info(
-        f'The data set has the classes {dataset.own_classes}, the model '
+        f'The dataset has the classes {dataset.own_classes}, the model '
         f'{classes}: they are matched by their names. '
         f'{dataset.describe_unmatched() or "Each has its counterpart."} All '
         f'{len(classes)} classes of the model stay allowed as predictions.')
@@ -200,7 +200,7 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
         options = dict(
             enable=True, out_dir=args.show_dir, interval=args.interval)
         if cfg.default_hooks.visualization.type == 'DetVisualizationHook':
-            # That of MMDet draws every picture, and puts a relative folder
+            # That of MMDet draws every image, and puts a relative folder
             # into itself.
             folder = args.show_dir and osp.abspath(args.show_dir)
             options = dict(draw=True, test_out_dir=folder)

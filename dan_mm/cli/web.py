@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--port',
         type=int,
-        help='port to listen at (default: the first free one from 7860 on)')
+        help='port to listen on (default: the first free one from 7860)')
     parser.add_argument(
         '--device', help='such as cpu or cuda:1 (default: a GPU if any)')
     add_verbose(parser)
@@ -110,7 +110,7 @@ def serve(args: argparse.Namespace, output: IO[str]) -> None:
     try:
         url = web_page.launch(page, args.host, args.port)
     except OSError as error:
-        raise SystemExit(f'Can not listen at {args.host} ({error}). Free '
+        raise SystemExit(f'Cannot listen at {args.host} ({error}). Free '
                          'the port, or give another one with --port.')
     print(
         f'The page is at {url}: open it in a browser. Ctrl-C stops it.',

@@ -8,7 +8,7 @@ from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 
 # Eyes, tip of the nose and corners of the mouth in a crop of 112x112, as
-# https://arxiv.org/abs/1801.07698 (ArcFace) aligns faces; here as shares.
+# https://arxiv.org/abs/1801.07698 (ArcFace) aligns faces; here as ratios.
 TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [
     56.0252, 71.7366
 ], [41.5493, 92.3655], [70.7299, 92.2041]]) / 112
@@ -28,21 +28,21 @@ def face_template(size: Tuple[int, int],
 
     Args:
         size (tuple[int, int]): The width and height of the crop, in pixels.
-        margin (float): What is added on each side, as a share of the crop
+        margin (float): What is added on each side, as a ratio of the crop
             without it. Defaults to 0.
         template (Sequence): Where the landmarks are in a square crop without
-            margin, as shares of its side, of shape ``(5, 2)``. Defaults to
+            margin, as ratios of its side, of shape ``(5, 2)``. Defaults to
             those of ArcFace.
 
     Returns:
         ndarray: The landmarks in pixels, float64 of shape ``(5, 2)``, in the
         order of ``LANDMARKS`` (left and right as seen in the image). In a
-        crop that is no square they are in its middle.
+        crop that is not square they are centred.
     """
     size = np.asarray(size, np.float64)
     side = size.min()
-    share = (np.asarray(template, np.float64) + margin) / (1 + 2 * margin)
-    return share * side + (size - side) / 2
+    ratio = (np.asarray(template, np.float64) + margin) / (1 + 2 * margin)
+    return ratio * side + (size - side) / 2
 
 
 def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -96,14 +96,14 @@ def box_transform(bbox: Sequence[float],
         bbox (Sequence[float]): The left, top, right and bottom of the box, in
             pixels.
         size (tuple[int, int]): The width and height of the crop, in pixels.
-        margin (float): What is added on each side, as a share of the longer
+        margin (float): What is added on each side, as a ratio of the longer
             side of the box. Defaults to 0.
 
     Returns:
         ndarray: The matrix, float64 of shape ``(2, 3)``.
 
     Raises:
-        ValueError: If the box is none.
+        ValueError: If the box is invalid.
     """
     left, top, right, bottom = np.asarray(bbox, np.float64)
     if not (right > left and bottom > top):
@@ -133,7 +133,7 @@ def align_face(img: np.ndarray,
             the face in pixels, used where there are no landmarks.
         size (int | tuple[int, int]): The side of the crop, or its width and
             height, in pixels. Defaults to 112.
-        margin (float): What is added on each side, as a share of the crop
+        margin (float): What is added on each side, as a ratio of the crop
             (of the box, where there are no landmarks). Defaults to 0.
         interpolation (str): 'nearest', 'bilinear', 'bicubic' or 'lanczos'. A
             image that shrinks to less than a half is averaged first.
@@ -219,12 +219,12 @@ class AlignFace(BaseTransform):
     Args:
         size (int | tuple[int, int]): The side of the crop, or its width and
             height, in pixels. Defaults to 112.
-        margin (float): What is added on each side, as a share of the crop, at
+        margin (float): What is added on each side, as a ratio of the crop, at
             least 0. Defaults to 0.
         interpolation (str): 'nearest', 'bilinear', 'bicubic' or 'lanczos'.
             Defaults to 'bilinear'.
         template (Sequence, optional): Where the five landmarks are in a
-            square crop without margin, as shares of its side. Defaults to
+            square crop without margin, as ratios of its side. Defaults to
             None, as ArcFace has them.
 
     Raises:

@@ -53,13 +53,13 @@ class FERPlus(FERDataset):
     face', are left out. That leaves 25,060 images for training and 3,199 in
     FER2013Valid, of 48x48 grey pixels, in 8 classes.
 
-    ``split='val'`` is FER2013Valid, or, with ``val_split``, that share of
+    ``split='val'`` is FER2013Valid, or, with ``val_split``, that ratio of
     FER2013Train.
 
     Args:
         data_root (str): The folder of the dataset.
         soft_targets (bool): Whether to add the votes as ``gt_score``: the
-            shares of the 8 classes in the votes for them that are not dropped.
+            ratios of the votes for the 8 classes that are not dropped.
             Losses then use them, accuracies still the majority. Defaults to
             False.
         ambiguous (bool): Whether ``split='train'`` also has the images

@@ -37,7 +37,7 @@ def split_of(name: str) -> Optional[str]:
 
 
 def _classify(entry: os.DirEntry, parents: Sequence[str]) -> str:
-    """Tell why an entry is no image, '' for one."""
+    """Get the reason why an entry is no image, '' for one."""
     if entry.name.startswith('.') or entry.name.lower() in LEFT_BEHIND:
         return HIDDEN
     is_image = entry.name.lower().endswith(EXTENSIONS)

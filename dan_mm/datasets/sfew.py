@@ -21,12 +21,9 @@ class SFEW(ClassFolders):
         │   └── ...
         └── Val
 
-    It holds face images, from one of two commands:
-
-    - ``tools/dataset_converters/sfew.py`` copies the faces that the authors
-      aligned (``Train_Aligned_Faces``), which published results are on.
-    - ``dan-mm align`` crops faces out of the whole stills. Take it for a model
-      that is to be used on photographs, which it aligns in the same way.
+    It holds face images. To reproduce published results, take those that the
+    authors aligned (``tools/dataset_converters/sfew.py``); for a model that is
+    to be used on photographs, crop the whole stills with ``dan-mm align``.
 
     The training set has 958 images, the validation set 436. The 372 of the
     test set are given out without labels: results are reported on

@@ -101,7 +101,7 @@ class SynthFace(FERDataset):
         if kwargs.get('val_split'):
             raise ValueError(
                 f'SynthFace got val_split={kwargs["val_split"]}, expected '
-                'none: it would part the images of a person. Use '
+                'none: it would split the images of a person. Use '
                 "split='val', which has other persons.")
         self.num_identities = num_identities
         self.size = size
@@ -114,7 +114,7 @@ class SynthFace(FERDataset):
         return super().load_data_list()
 
     def load_split(self, split: str) -> List[dict]:
-        """Draw a split, or find it drawn."""
+        """Draw a split unless it exists."""
         folder = osp.join(self.data_root,
                           f'v{self.VERSION}-{self.size}px-seed{self.seed}',
                           f'{split}-{self.num_identities}')
@@ -137,7 +137,7 @@ class SynthFace(FERDataset):
             raise ValueError(
                 f'SynthFace misses {len(missing)} files in {folder}, the '
                 f'first is {missing[0]}, expected all that it wrote there. '
-                'Remove that folder: it is drawn again.')
+                'Remove that folder, to draw it again.')
         for info in data_list:
             for key in 'img_path', 'parts_path':
                 info[key] = osp.join(folder, info[key])

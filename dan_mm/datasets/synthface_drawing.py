@@ -191,7 +191,7 @@ class FacePainter:
                      np.float64(color).tolist(), cv2.LINE_AA, SHIFT)
 
     def inside(self, points: np.ndarray) -> np.ndarray:
-        """The canvas' share of a polygon, uint8 in [0, 255]."""
+        """The coverage of each pixel by a polygon, uint8 in [0, 255]."""
         mask = np.zeros((self.side, self.side), np.uint8)
         cv2.fillPoly(mask, [fixed(points)], 255, cv2.LINE_AA, SHIFT)
         return mask

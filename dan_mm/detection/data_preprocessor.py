@@ -8,12 +8,12 @@ from mmdet.registry import MODELS
 
 @MODELS.register_module()
 class FaceDataPreprocessor(DetDataPreprocessor):
-    """Subtract the mean of pictures, which is all that RetinaFace does.
+    """Subtract the mean from images, the only normalisation of RetinaFace.
 
-    For training, and for pictures of different sizes, it is
+    For training, and for images of different sizes, it is
     :class:`mmdet.models.DetDataPreprocessor` with a standard deviation of 1.
-    Otherwise it goes over the pictures once instead of five times, and leaves
-    them in the order of channels that convolutions on a CPU are fast with.
+    Otherwise it makes one pass over the images instead of five, and returns
+    them channels-last, which is faster on a CPU.
 
     Args:
         mean (Sequence[float]): The mean of B, G and R.

@@ -21,9 +21,9 @@ class RetinaFaceHead(AnchorHead):
     Modified from https://github.com/biubug6/Pytorch_Retinaface, whose weights
     can be converted. Predictions have ``keypoints`` of shape ``(N, 5, 2)``:
     left eye, right eye, nose tip, left and right corner of the mouth as seen
-    in the picture, in its pixels. They and the boxes can lie outside of it.
+    in the image, in its pixels. They and the boxes can lie outside of it.
 
-    The losses of a picture are those of the face anchors and of the
+    The losses of an image are those of the face anchors and of the
     ``neg_pos_ratio`` times as many background anchors with the highest loss.
     ``gt_instances`` may have ``keypoints`` of shape ``(N, 5, 3)``, the third
     number being positive where the landmark is known; landmarks that are not
@@ -97,7 +97,7 @@ class RetinaFaceHead(AnchorHead):
     forward = RetinaFaceOutputs.forward
 
     def _get_priors(self, maps: Sequence[Tensor]) -> List[Tensor]:
-        """The anchors of each map; pictures of the same size share them."""
+        """The anchors of each map; images of the same size share them."""
         sizes = [tuple(level.shape[-2:]) for level in maps]
         key = (*sizes, maps[0].device)
         if key not in self._priors:
@@ -246,7 +246,7 @@ class RetinaFaceHead(AnchorHead):
             batch_img_metas (list[dict]): With ``scale_factor`` where
                 ``rescale`` is set.
             cfg (dict, optional): Defaults to None, ``test_cfg``.
-            rescale (bool): Whether to return pixels of the original picture.
+            rescale (bool): Whether to return pixels of the original image.
                 Defaults to False.
             with_nms (bool): Whether to suppress boxes that overlap. Defaults
                 to True.

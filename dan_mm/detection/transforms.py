@@ -14,9 +14,9 @@ FLIPPED_LANDMARKS = [1, 0, 2, 4, 3]
 
 @TRANSFORMS.register_module()
 class PrepareFaceImage(BaseTransform):
-    """Make a picture one that the detector takes: BGR, and not too large.
+    """Convert an image to BGR, and shrink it if it is too large.
 
-    Grey pictures get three equal channels, and the fourth channel of BGRA is
+    Grey images get three equal channels, and the fourth channel of BGRA is
     dropped.
 
     Required Keys:
@@ -33,25 +33,25 @@ class PrepareFaceImage(BaseTransform):
     - scale_factor
 
     Args:
-        max_side (int, optional): A picture whose longer side has more pixels
-            is shrunk to that; the faces that are found are in pixels of the
-            picture as it was. Defaults to None, any size.
+        max_side (int, optional): An image whose longer side has more pixels
+            is shrunk to that; detections are in pixels of the original image.
+            Defaults to None, any size.
 
     Raises:
-        ValueError: If the picture is none.
+        ValueError: If the array is no image.
     """
 
     def __init__(self, max_side: Optional[int] = None) -> None:
         self.max_side = max_side
 
     def transform(self, results: dict) -> dict:
-        """Prepare the picture.
+        """Prepare the image.
 
         Args:
-            results (dict): Result dict with the picture.
+            results (dict): Result dict with the image.
 
         Returns:
-            dict: The result dict with the prepared picture.
+            dict: The result dict with the prepared image.
         """
         img, factor = prepare_image(results['img'], self.max_side)
         results['img'] = img
@@ -65,14 +65,14 @@ class PrepareFaceImage(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomFaceCrop(BaseTransform):
-    """Cut a random square out of a picture, as RetinaFace is trained.
+    """Crop a random square, as in the training of RetinaFace.
 
     Modified from
     https://github.com/biubug6/Pytorch_Retinaface/blob/master/data/data_augment.py
 
-    The square contains a whole face; of the others those whose centre is in it
-    are kept, and boxes and landmarks are clipped to it. A picture in which no
-    such square is found stays whole.
+    The square contains at least one whole face. Faces whose centre is in it
+    are kept, and their boxes and landmarks are clipped to it. If no such
+    square is found, the image is not cropped.
 
     Required Keys:
 
@@ -90,8 +90,8 @@ class RandomFaceCrop(BaseTransform):
     - gt_keypoints
 
     Args:
-        scales (Sequence[float]): The sides to choose from, as shares of the
-            shorter side of the picture. Defaults to
+        scales (Sequence[float]): The sides to choose from, as ratios of the
+            shorter side of the image. Defaults to
             ``(0.3, 0.45, 0.6, 0.8, 1.0)``.
         attempts (int): How many squares to try. Defaults to 250.
     """
@@ -103,10 +103,10 @@ class RandomFaceCrop(BaseTransform):
         self.attempts = attempts
 
     def transform(self, results: dict) -> dict:
-        """Cut a square out.
+        """Crop a square.
 
         Args:
-            results (dict): Result dict with the picture and its faces.
+            results (dict): Result dict with the image and its faces.
 
         Returns:
             dict: The result dict of the square.
@@ -133,7 +133,7 @@ class RandomFaceCrop(BaseTransform):
         return results
 
     def _choose(self, shape: Tuple[int, int]) -> Tuple[int, int, int]:
-        """Choose left, top and side of a square in a picture."""
+        """Choose left, top and side of a square in an image."""
         height, width = shape
         side = max(int(np.random.choice(self.scales) * min(height, width)), 1)
         return (np.random.randint(max(width - side, 1)),
@@ -146,8 +146,7 @@ class RandomFaceCrop(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomFaceFlip(RandomFlip):
-    """Flip a picture with the landmarks of its faces: what is left in it
-    becomes what is right.
+    """Flip an image, and swap the left and right landmarks of its faces.
 
     :class:`mmcv.transforms.RandomFlip` moves the landmarks, but a left eye
     stays a left eye. The keys and arguments are those of that class.
@@ -164,7 +163,7 @@ class RandomFaceFlip(RandomFlip):
 
 @TRANSFORMS.register_module()
 class PackFaceInputs(PackDetInputs):
-    """Pack a picture and its faces with their landmarks.
+    """Pack an image and its faces with their landmarks.
 
     It is :class:`mmdet.datasets.transforms.PackDetInputs`, with
     ``gt_keypoints`` as ``gt_instances.keypoints``. Without
@@ -176,7 +175,7 @@ class PackFaceInputs(PackDetInputs):
     }
 
     def transform(self, results: dict) -> dict:
-        """Pack the picture and its faces.
+        """Pack the image and its faces.
 
         Args:
             results (dict): Result dict from the data pipeline.

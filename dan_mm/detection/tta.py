@@ -15,8 +15,8 @@ from .transforms import FLIPPED_LANDMARKS
 
 @MODELS.register_module()
 class RetinaFaceTTA(DetTTAModel):
-    """Merge the faces, with their landmarks, that are found in flipped and
-    resized versions of a picture.
+    """Merge the faces and landmarks detected in flipped and resized versions
+    of an image.
 
     The arguments are those of
     :class:`mmdet.models.test_time_augs.DetTTAModel`, which merges boxes only.
@@ -24,7 +24,7 @@ class RetinaFaceTTA(DetTTAModel):
 
     def _merge_single_sample(
             self, data_samples: List[DetDataSample]) -> DetDataSample:
-        """Merge the predictions for the versions of one picture."""
+        """Merge the predictions for the versions of one image."""
         instances = InstanceData.cat([
             self._restore(data_sample.pred_instances, data_sample)
             for data_sample in data_samples

@@ -30,7 +30,7 @@ class FaceLocalVisualizer(DetLocalVisualizer):
             palette (list[tuple], optional): The colours of the classes.
 
         Returns:
-            ndarray: The drawn picture, of the same shape.
+            ndarray: The drawn image, of the same shape.
         """
         image = super()._draw_instances(image, instances, classes, palette)
         if not len(instances) or 'keypoints' not in instances:

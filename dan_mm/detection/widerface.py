@@ -16,7 +16,7 @@ class WiderFaceLandmarks(BaseDetDataset):
     <https://github.com/deepinsight/insightface/tree/master/detection/retinaface>`_
     added.
 
-    The annotations are one file. It names a picture, then has a line for each
+    The annotations are one file. It names an image, then has a line for each
     of its faces, in one of two formats:
 
     - RetinaFace's ``label.txt``: ``# path``, then left, top, width and height,
@@ -27,7 +27,7 @@ class WiderFaceLandmarks(BaseDetDataset):
     The numbers after the box may be missing. A landmark whose x and y are -1
     is unknown. Boxes without an area are left out. The arguments are those of
     :class:`mmdet.datasets.BaseDetDataset`; ``filter_cfg`` may have
-    ``filter_empty_gt``, which leaves out pictures without a face.
+    ``filter_empty_gt``, which leaves out images without a face.
 
     Each face has ``bbox``, ``bbox_label``, ``ignore_flag`` and ``keypoints``,
     15 numbers of which every third is 1 where the landmark is known.
@@ -43,7 +43,7 @@ class WiderFaceLandmarks(BaseDetDataset):
         """Load the annotations.
 
         Returns:
-            list[dict]: The pictures with their faces.
+            list[dict]: The images with their faces.
 
         Raises:
             FileNotFoundError: If there is no annotation file.
@@ -60,9 +60,9 @@ class WiderFaceLandmarks(BaseDetDataset):
                 self.ann_file, backend_args=self.backend_args)
         except UnicodeDecodeError as error:
             raise ValueError(
-                f'{self.ann_file} is no text in UTF-8 ({error}), expected '
+                f'{self.ann_file} is not text in UTF-8 ({error}), expected '
                 'RetinaFace\'s label.txt or libfacedetection\'s labelv2.txt. '
-                'Get the file anew.') from None
+                'Download it again.') from None
         for number, line in enumerate(lines, 1):
             line = line.strip()
             try:
@@ -70,19 +70,18 @@ class WiderFaceLandmarks(BaseDetDataset):
                     data_list.append(
                         self._parse_header(line[1:].strip(), len(data_list)))
                 elif line:
-                    picture = data_list[-1]
+                    image = data_list[-1]
                     values = [float(value) for value in line.split()]
-                    face = self._parse_face(values, 'width' in picture)
+                    face = self._parse_face(values, 'width' in image)
                     left, top, right, bottom = face['bbox']
                     if left < right and top < bottom:
-                        picture['instances'].append(face)
+                        image['instances'].append(face)
             except (IndexError, ValueError):
                 raise ValueError(
                     f'{self.ann_file}, line {number}: found {line!r:.200}, '
                     'expected `# path` or `# path width height`, a path in '
                     'the folder of images, and below it faces of 4, 5, 19 or '
-                    '20 numbers. Get the file '
-                    'anew.') from None
+                    '20 numbers. Download it again.') from None
         return data_list
 
     def _parse_header(self, header: str, img_id: int) -> dict:
@@ -92,13 +91,13 @@ class WiderFaceLandmarks(BaseDetDataset):
         path, width, height = match.groups()
         if osp.isabs(path) or '..' in path.split('/') or '\0' in path:
             raise ValueError
-        picture = dict(
+        image = dict(
             img_id=img_id,
             img_path=osp.join(self.data_prefix.get('img', ''), path),
             instances=[])
         if width:
-            picture.update(width=int(width), height=int(height))
-        return picture
+            image.update(width=int(width), height=int(height))
+        return image
 
     def _parse_face(self, values: List[float], corners: bool) -> dict:
         if len(values) not in (4, 5, 19,
@@ -119,8 +118,8 @@ class WiderFaceLandmarks(BaseDetDataset):
             keypoints=keypoints)
 
     def filter_data(self) -> List[dict]:
-        """Leave out pictures without a face, where ``filter_cfg`` says so."""
+        """Leave out images without faces if ``filter_cfg`` asks for it."""
         if self.test_mode or not (self.filter_cfg
                                   or {}).get('filter_empty_gt'):
             return self.data_list
-        return [picture for picture in self.data_list if picture['instances']]
+        return [image for image in self.data_list if image['instances']]

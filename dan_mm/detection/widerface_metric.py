@@ -17,10 +17,10 @@ class WiderFaceMetric(BaseMetric):
     <http://shuoyang1213.me/WIDERFACE/>`_: easy, medium and hard.
 
     Which faces belong to which of them is read from WIDER's own files. Scores
-    are stretched to [0, 1] over all pictures, precision and recall are taken
-    at 1000 scores, and the area below the precision, made monotonous, is the
-    result. A detection of a face that does not belong counts neither for nor
-    against; a second one of the same face counts against.
+    are normalised to [0, 1] over all images, precision and recall are computed
+    at 1000 thresholds, and the result is the area under the monotonic
+    precision. Detections of faces outside of the subset are ignored; a second
+    detection of the same face is a false positive.
 
     Modified from the evaluation that comes with WIDER FACE, and
     https://github.com/wondervictor/WiderFace-Evaluation. Boxes are not rounded
@@ -30,8 +30,7 @@ class WiderFaceMetric(BaseMetric):
         ground_truth (str): The folder with ``wider_face_val.mat`` and
             ``wider_{easy,medium,hard}_val.mat``, as the evaluation code of
             WIDER FACE has it.
-        iou_thr (float): The overlap from which on a face is found. Defaults to
-            0.5.
+        iou_thr (float): The minimum IoU of a match. Defaults to 0.5.
         collect_device (str): See :class:`mmengine.evaluator.BaseMetric`.
         prefix (str, optional): See :class:`mmengine.evaluator.BaseMetric`.
 
@@ -83,14 +82,14 @@ class WiderFaceMetric(BaseMetric):
         """Compute the average precisions.
 
         Args:
-            results (list[tuple]): The name of each picture, and its boxes and
+            results (list[tuple]): The name of each image, and its boxes and
                 scores.
 
         Returns:
             dict[str, float]: In [0, 1], for ``easy``, ``medium`` and ``hard``.
 
         Raises:
-            ValueError: If there is a picture without predictions.
+            ValueError: If there is an image without predictions.
         """
         faces, subsets = self._load_ground_truth()
         found = {name: (bboxes, scores) for name, bboxes, scores in results}
@@ -98,7 +97,7 @@ class WiderFaceMetric(BaseMetric):
         if missing:
             raise ValueError(
                 f'Found predictions for {len(faces) - len(missing)} of the '
-                f'{len(faces)} pictures of WIDER FACE\'s validation set, '
+                f'{len(faces)} images of WIDER FACE\'s validation set, '
                 f'expected all, but there is none for {missing[0]}. Test on '
                 'the whole set, in folders of its events.')
         scores = np.concatenate([scores for _, scores in found.values()])
@@ -123,7 +122,7 @@ class WiderFaceMetric(BaseMetric):
         return metrics
 
     def _load_ground_truth(self) -> Tuple[Dict, Dict]:
-        """Load the faces of each picture as left, top, right and bottom, and
+        """Load the faces of each image as left, top, right and bottom, and
         the indices of those that belong to each subset."""
         files = {subset: loadmat(path) for subset, path in self.paths.items()}
         faces: Dict[str, np.ndarray] = {}
@@ -143,7 +142,7 @@ class WiderFaceMetric(BaseMetric):
 
     def _count(self, bboxes: np.ndarray, scores: np.ndarray, faces: np.ndarray,
                counted: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-        """Count in one picture, at each threshold, the detections that count
+        """Count in one image, at each threshold, the detections that count
         and the faces found.
 
         Args:

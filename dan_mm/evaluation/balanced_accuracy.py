@@ -12,7 +12,7 @@ class BalancedAccuracy(SingleLabelMetric):
 
     It is :func:`sklearn.metrics.balanced_accuracy_score`. The macro recall of
     :class:`mmpretrain.evaluation.SingleLabelMetric` differs where a class has
-    no picture: it counts that as a recall of 0.
+    no image: it counts that as a recall of 0.
 
     Args:
         collect_device (str): The device that results of several processes are
@@ -30,10 +30,10 @@ class BalancedAccuracy(SingleLabelMetric):
             prefix=prefix)
 
     def compute_metrics(self, results: List[dict]) -> dict:
-        """Compute the metric from the results of all pictures.
+        """Compute the metric from the results of all images.
 
         Args:
-            results (list[dict]): The processed results of each picture.
+            results (list[dict]): The processed results of each image.
 
         Returns:
             dict[str, float]: ``balanced``, in [0, 100].

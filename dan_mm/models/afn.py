@@ -98,7 +98,7 @@ class AFN(ClsHead):
             Tensor: The fused vectors, of shape ``(B, C)``.
 
         Raises:
-            ValueError: If ``feats`` is no output of :class:`MAN`.
+            ValueError: If ``feats`` is not an output of :class:`MAN`.
         """
         if not (isinstance(feats, (tuple, list)) and len(feats) == 2
                 and feats[0].ndim == 4 and feats[1].ndim == 3
@@ -148,7 +148,7 @@ class AFN(ClsHead):
         # The part can be traced by torch.fx
         cls_score = self(feats)
 
-        # The part can not be traced by torch.fx
+        # The part cannot be traced by torch.fx
         target = self._get_target(data_samples)
         x, heads = feats
         with torch.autocast(x.device.type, enabled=False):
@@ -179,7 +179,7 @@ class AFN(ClsHead):
                     f'AFN got soft targets of {target.size(1)} classes and '
                     f'has num_classes={self.num_classes}. Set '
                     '`model.head.num_classes` to the number of classes of the '
-                    'data set.')
+                    'dataset.')
             return target
         target = torch.cat([sample.gt_label for sample in data_samples])
         # A GPU asserts it by itself; looking at the values would wait for it.
@@ -189,5 +189,5 @@ class AFN(ClsHead):
                 f'AFN got the labels {sorted(set(target.tolist()))}, expected '
                 f'labels from 0 to {self.num_classes - 1}. Set '
                 '`model.head.num_classes` to the number of classes of the '
-                'data set.')
+                'dataset.')
         return target

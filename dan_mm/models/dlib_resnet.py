@@ -78,7 +78,7 @@ class DlibResNet(BaseBackbone):
             Defaults to 5.
         out_indices (Sequence[int]): The stages to return. Defaults to
             ``(4, )``.
-        frozen_stages (int): The stages to freeze, from the first on: 0 freezes
+        frozen_stages (int): The number of stages to freeze: 0 freezes
             the stem, 1 also the first stage. -1 freezes nothing. Defaults to
             -1.
         norm_eval (bool): Whether BatchNorm layers keep their statistics in

@@ -32,8 +32,9 @@ class MobileNetV1(BaseModule):
     for Mobile Vision Applications <https://arxiv.org/abs/1704.04861>`_.
 
     Args:
-        width (float): The share of the channels of the full network. Defaults
-            to 0.25, with which the maps have 64, 128 and 256 channels.
+        width (float): The ratio of the channels to the full network's.
+            Defaults to 0.25, with which the maps have 64, 128 and 256
+            channels.
         out_indices (Sequence[int]): The stages to return, of 0, 1 and 2, with
             the strides 8, 16 and 32. Defaults to ``(0, 1, 2)``.
         norm_cfg (dict): The normalization. Defaults to ``dict(type='BN')``.
@@ -354,7 +355,7 @@ class RetinaFace(nn.Module):
     # could overflow.
     MAX_RATIO = 1000 / 16
     SCORE_THR = 0.02
-    # Boxes to suppress, the overlap from which on, and faces to return
+    # Boxes to suppress, their minimum IoU, and faces to return
     NMS_PRE = 5000
     IOU_THR = 0.4
     MAX_PER_IMG = 750

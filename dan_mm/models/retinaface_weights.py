@@ -216,7 +216,7 @@ def convert_file(src: str, dst: str) -> int:
     try:
         state_dict = convert(checkpoint)
     except ValueError as error:
-        raise ValueError(f'{src} can not be converted. {error}') from None
+        raise ValueError(f'{src} cannot be converted. {error}') from None
     meta = dict(dataset_meta=dict(classes=('face', )))
     with atomic_write(dst) as temporary, open(temporary, 'wb') as file:
         torch.save(dict(meta=meta, state_dict=state_dict), file)

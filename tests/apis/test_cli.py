@@ -204,7 +204,7 @@ def test_refusals(predict, tree, tmp_path, image_of):
         ([other, tree / 'a.png', '--out', tree], 'leads to the input'),
         ([tree, '--json', tree / 'a.png'], 'is no earlier result'),
         ([tree, '--json', '-', '--csv', '-'], 'expected two files'),
-        ([tree, '--json', tmp_path / 'no' / 'x'], 'Can not write'),
+        ([tree, '--json', tmp_path / 'no' / 'x'], 'Cannot write'),
         ([tree, '--smoothing', 3], 'expected the weight of the past'),
         ([tree, '--batch-size', 0], 'batch_size=0'),
         (['77'], 'Found no camera 77'),

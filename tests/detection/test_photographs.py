@@ -49,9 +49,9 @@ def test_crops_of_photographs(model, face_detector):
                   attention_maps=True)
     for row, result in zip(rows, results):
         [face] = result.faces
-        picture = cv2.imread(result.path)
+        image = cv2.imread(result.path)
         marked = np.array(list(row.values())[3:], float).reshape(5, 2)
-        expected = align_face(picture, marked, **FERPlus.METAINFO['alignment'])
+        expected = align_face(image, marked, **FERPlus.METAINFO['alignment'])
         expected = cv2.cvtColor(expected, cv2.COLOR_BGR2GRAY)
         # A few pixels are between these landmarks and those of the detector.
         found, expected = (
@@ -61,7 +61,7 @@ def test_crops_of_photographs(model, face_detector):
 
 
 def test_the_group_photograph(model, checkpoint, tmp_path, capfd):
-    """29 faces in one picture, and others beside broken files, by the command
+    """29 faces in one image, and others beside broken files, by the command
     line."""
     source = shared('data', 'group_photo', 'solvay_1927.jpg')
     portrait = shared('data', 'faces_london', '001_happiness.jpg')

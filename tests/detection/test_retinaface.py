@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 from dan_mm.detection import FaceLocalVisualizer
 
 CONFIGS = f'{ROOT}/configs/retinaface'
-PICTURES = [
+IMAGES = [
     'faces_london/001_neutral.jpg', 'faces_london/001_happiness.jpg',
     'faces_london/011_neutral.jpg', 'group_photo/solvay_1927.jpg'
 ]
@@ -35,7 +35,7 @@ def build(name='mobilenet0.25'):
 
 
 def annotated(bboxes, keypoints=None, size=128):
-    """A picture's faces as the data set gives them."""
+    """An image's faces as the dataset gives them."""
     bboxes = torch.as_tensor(bboxes, dtype=torch.float).reshape(-1, 4)
     gt_instances = InstanceData(
         bboxes=bboxes, labels=torch.zeros(len(bboxes), dtype=torch.long))
@@ -46,7 +46,7 @@ def annotated(bboxes, keypoints=None, size=128):
 
 
 def random_faces(rng, number, size=128):
-    """Boxes in a picture, and landmarks of which some are unknown."""
+    """Boxes in an image, and landmarks of which some are unknown."""
     sides = rng.uniform(10, size, (number, 2))
     corners = rng.uniform(-5, size - 5, (number, 2))
     keypoints = np.concatenate([
@@ -75,7 +75,7 @@ def normalized(img):
 # --------------------------------------------------------------- parity
 
 
-@pytest.mark.parametrize('name', PICTURES)
+@pytest.mark.parametrize('name', IMAGES)
 def test_equals_the_original(detector, name):
     with open(shared('golden', 'retinaface_original.json')) as file:
         golden = json.load(file)[name]
@@ -98,7 +98,7 @@ def test_equals_the_original(detector, name):
               f'px, scores {errors[2]:.0e}')
         assert max(errors[:2]) < 1e-2 and errors[2] < 1e-4
 
-    # Of the largest picture there are fewer.
+    # Of the largest image there are fewer.
     compare(found[::997][:len(raw['box_head'])], raw['box_head'],
             raw['score_head'], raw['lm_head'])
 
@@ -114,7 +114,7 @@ def test_equals_the_original(detector, name):
 
 @torch.no_grad()
 def test_every_anchor_equals_a_plain_implementation(detector, original):
-    """On a picture whose sides no stride divides."""
+    """On an image whose sides no stride divides."""
     img = cv2.imread(shared('data', 'group_photo', 'solvay_1927.jpg'))
     img = img[400:701, 200:611]
     boxes, scores, landmarks = original(normalized(img))
@@ -160,7 +160,7 @@ def test_gradients_reach_every_parameter(name):
         assert parameter.grad.abs().sum() > 0, key
 
 
-def reference_loss(scores, boxes, landmarks, anchors, pictures, ratio=7):
+def reference_loss(scores, boxes, landmarks, anchors, images, ratio=7):
     """One anchor after the other, in float64."""
 
     def iou(a, b):
@@ -177,7 +177,7 @@ def reference_loss(scores, boxes, landmarks, anchors, pictures, ratio=7):
         return (difference**2 / 2 if difference < 1 else difference - 0.5)
 
     cls = box = kpt = faces = faces_known = 0
-    for i, (bboxes, keypoints) in enumerate(pictures):
+    for i, (bboxes, keypoints) in enumerate(images):
         owner = {}
         overlaps = [[iou(bbox, anchor) for anchor in anchors]
                     for bbox in bboxes]
@@ -227,10 +227,10 @@ def test_loss_equals_a_plain_implementation(seed):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     head = build().bbox_head
-    # The last picture has no faces.
-    pictures = [random_faces(rng, number, 64) for number in (3, 12, 0)]
+    # The last image has no faces.
+    images = [random_faces(rng, number, 64) for number in (3, 12, 0)]
     outs = head([torch.randn(3, 64, size, size) * 5 for size in (8, 4, 2)])
-    samples = [annotated(*picture, 64) for picture in pictures]
+    samples = [annotated(*image, 64) for image in images]
     losses = head.loss_by_feat(*outs,
                                [sample.gt_instances for sample in samples],
                                [sample.metainfo for sample in samples])
@@ -250,7 +250,7 @@ def test_loss_equals_a_plain_implementation(seed):
                                     cx + size / 2, cy + size / 2))
     expected = reference_loss(
         flatten(outs[0], 2), flatten(outs[1], 4), flatten(outs[2], 10),
-        anchors, pictures)
+        anchors, images)
     found = [
         losses[f'loss_{name}'].item() for name in ('cls', 'bbox', 'keypoints')
     ]
@@ -266,7 +266,7 @@ def test_losses_without_faces_or_landmarks():
     sum(losses.values()).backward()
     # Processes wait for the gradients of each other.
     assert all(value.grad is not None for value in model.parameters())
-    # A data set of boxes only
+    # A dataset of boxes only
     losses = model(x, [annotated([[10, 10, 40, 42]])], mode='loss')
     assert losses['loss_bbox'] > 0 and losses['loss_keypoints'] == 0
     sum(losses.values()).backward()
@@ -355,7 +355,7 @@ def test_arrays_lists_and_sizes(detector):
     first = [sample.pred_instances[0] for sample in several]
     assert first[0].scores > 0.9 and first[1].scores > 0.9
     assert (first[0].keypoints - first[1].keypoints).abs().max() < 3
-    # The right part of the picture is on the right of the face.
+    # The right part of the image is on the right of the face.
     left_eye, right_eye, nose, left, right = one.keypoints[0]
     assert left_eye[0] < nose[0] < right_eye[0] and left[0] < right[0]
     assert left_eye[1] < nose[1] < left[1]
@@ -392,7 +392,7 @@ def test_no_face(detector, img):
     assert faces.bboxes.shape == (0, 4) and faces.keypoints.shape == (0, 5, 2)
 
 
-def test_grey_and_transparent_pictures(detector):
+def test_grey_and_transparent_images(detector):
     img = cv2.imread(shared('data', 'faces_london', '001_neutral.jpg'))
     grey = cv2.cvtColor(img, cv2.COLOR_BGR2GRAY)
     assert len(faces_of(detector, grey)) == 1
@@ -422,14 +422,14 @@ def test_a_face_that_the_border_cuts(detector):
     whole = faces_of(detector, img)[0]
     cut = faces_of(detector, img[:, 300:])
     assert len(cut) == 1
-    # The box and the landmarks reach out of the picture.
+    # The box and the landmarks reach out of the image.
     assert cut.bboxes[0, 0] < 0 and cut.keypoints[0, 0, 0] < 10
     shift = torch.tensor([300, 0])
     assert (cut.keypoints[0] + shift - whole.keypoints).abs().max() < 40
 
 
 @pytest.mark.slow
-def test_a_very_large_picture(detector):
+def test_a_very_large_image(detector):
     face = cv2.imread(shared('data', 'faces_london', '001_neutral.jpg'))
     img = np.full((9000, 12000, 3), 127, np.uint8)
     img[3000:6200, 4000:7200] = cv2.resize(face, (3200, 3200))

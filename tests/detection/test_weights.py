@@ -124,7 +124,7 @@ def test_refuses_other_weights(convert, tmp_path):
     renamed['fpn.merge3.0.weight'] = renamed.pop('ssh2.conv5X5_1.0.weight')
     with pytest.raises(
             SystemExit,
-            match=r'src.pth can not be converted. Missing keys: 1 '
+            match=r'src.pth cannot be converted. Missing keys: 1 '
             r'\(ssh2.conv5X5_1.0.weight\). Unexpected keys: 1 '
             r'\(fpn.merge3.0.weight\). Keys of another shape: 0'):
         convert(renamed)
@@ -158,7 +158,7 @@ def test_refuses_code(convert, tmp_path):
 def test_missing_file(tmp_path):
     main = runpy.run_path(
         f'{ROOT}/tools/model_converters/retinaface_to_mmdet.py')['main']
-    with pytest.raises(SystemExit, match='Can not convert .*none.pth to'):
+    with pytest.raises(SystemExit, match='Cannot convert .*none.pth to'):
         main([str(tmp_path / 'none.pth'), str(tmp_path / 'dst.pth')])
 
 

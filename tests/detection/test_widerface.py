@@ -35,7 +35,7 @@ LABELV2 = '''# 0--Parade/a.jpg 100 90
 1 2 4 6 0
 '''  # noqa: E501
 
-# --------------------------------------------------------------- data set
+# --------------------------------------------------------------- dataset
 
 
 def dataset(root, content, **kwargs):
@@ -70,7 +70,7 @@ def test_reads_both_formats(tmp_path, content):
         assert (first['width'], first['height']) == (100, 90)
 
 
-def test_leaves_out_pictures_without_faces(tmp_path):
+def test_leaves_out_images_without_faces(tmp_path):
     filter_cfg = dict(filter_empty_gt=True)
     assert len(dataset(tmp_path, LABEL, filter_cfg=filter_cfg)) == 2
     assert len(
@@ -102,7 +102,7 @@ def test_missing_annotations(tmp_path):
 
 
 def faces(rng, number, height, width):
-    """A picture whose pixels say where they are, and faces in it."""
+    """An image whose pixels say where they are, and faces in it."""
     y, x = np.mgrid[:height, :width]
     img = np.dstack([x % 256, y % 256, x // 256 + 16 * (y // 256)])
     sides = rng.uniform(5, 60, (number, 2))
@@ -163,9 +163,9 @@ def test_scales_of_crops():
     assert set(sides) == {30, 45, 60, 80, 100}
 
 
-def test_a_picture_without_a_square_stays_whole():
+def test_an_image_without_a_square_stays_whole():
     results = faces(np.random.default_rng(0), 1, 100, 200)
-    # Wider than the picture is high
+    # Wider than the image is high
     results['gt_bboxes'] = np.array([[10, 10, 190, 90]], np.float32)
     after = TRANSFORMS.build(dict(type='RandomFaceCrop', attempts=5))(results)
     assert after['img'].shape == (100, 200, 3)
@@ -194,11 +194,11 @@ def test_flip_swaps_left_and_right():
 # ---------------------------------------------------------- the protocol
 
 
-def write_ground_truth(root, pictures):
+def write_ground_truth(root, images):
     """Write WIDER's own files.
 
     Args:
-        pictures (dict): For each event its pictures, for each of those the
+        images (dict): For each event its images, for each of those the
             boxes (left, top, width, height) and the indices, from 0, of each
             subset.
     """
@@ -209,17 +209,17 @@ def write_ground_truth(root, pictures):
             array[i, 0] = value
         return array
 
-    names = [cells(list(event)) for event in pictures.values()]
+    names = [cells(list(event)) for event in images.values()]
     boxes = [
         cells([
             np.array(faces, float).reshape(-1, 4)
             for faces, _ in event.values()
-        ]) for event in pictures.values()
+        ]) for event in images.values()
     ]
     savemat(
         root / 'wider_face_val.mat',
         dict(
-            event_list=cells(list(pictures)),
+            event_list=cells(list(images)),
             file_list=cells(names),
             face_bbx_list=cells(boxes)))
     for number, subset in enumerate(('easy', 'medium', 'hard')):
@@ -227,12 +227,12 @@ def write_ground_truth(root, pictures):
             cells([
                 np.array(indices[number], np.int32).reshape(-1, 1) + 1
                 for _, indices in event.values()
-            ]) for event in pictures.values()
+            ]) for event in images.values()
         ]
         savemat(root / f'wider_{subset}_val.mat', dict(gt_list=cells(lists)))
 
 
-def plain_protocol(pictures, predictions, subset):
+def plain_protocol(images, predictions, subset):
     """The official evaluation, step by step."""
     every = [
         row[4] for event in predictions.values() for rows in event.values()
@@ -240,7 +240,7 @@ def plain_protocol(pictures, predictions, subset):
     ]
     lowest, highest = min(every), max(every)
     curve, total = np.zeros((1000, 2)), 0
-    for event, content in pictures.items():
+    for event, content in images.items():
         for name, (boxes, indices) in content.items():
             rows = sorted(predictions[event][name], key=lambda row: -row[4])
             total += len(indices[subset])
@@ -293,9 +293,9 @@ def data_samples(predictions):
 
 def random_protocol(seed):
     rng = np.random.default_rng(seed)
-    pictures, predictions = {}, {}
+    images, predictions = {}, {}
     for event in '0--Parade', '1--Handshaking':
-        pictures[event], predictions[event] = {}, {}
+        images[event], predictions[event] = {}, {}
         for number in range(6):
             name = f'{event}_{number}'
             count = rng.integers(0, 7)
@@ -313,15 +313,15 @@ def random_protocol(seed):
             rows[:, 2:] += rows[:, :2]
             # Some have the same score.
             scores = rng.uniform(0.1, 0.95, (len(rows), 1)).round(2)
-            pictures[event][name] = boxes.tolist(), indices
+            images[event][name] = boxes.tolist(), indices
             predictions[event][name] = np.hstack([rows, scores]).tolist()
-    return pictures, predictions
+    return images, predictions
 
 
 @pytest.mark.parametrize('seed', range(3))
 def test_equals_a_plain_protocol(tmp_path, seed):
-    pictures, predictions = random_protocol(seed)
-    write_ground_truth(tmp_path, pictures)
+    images, predictions = random_protocol(seed)
+    write_ground_truth(tmp_path, images)
     metric = METRICS.build(
         dict(type='WiderFaceMetric', ground_truth=str(tmp_path)))
     samples = list(data_samples(predictions))
@@ -330,15 +330,15 @@ def test_equals_a_plain_protocol(tmp_path, seed):
     metric.process({}, samples[:5])
     metrics = metric.evaluate(len(samples))
     expected = {
-        f'wider_face/{name}': plain_protocol(pictures, predictions, subset)
+        f'wider_face/{name}': plain_protocol(images, predictions, subset)
         for subset, name in enumerate(('easy', 'medium', 'hard'))
     }
     assert metrics == pytest.approx(expected, rel=1e-6)
     assert len(set(metrics.values())) == 3 and min(metrics.values()) > 0.1
 
 
-def evaluate(root, pictures, predictions):
-    write_ground_truth(root, pictures)
+def evaluate(root, images, predictions):
+    write_ground_truth(root, images)
     metric = WiderFaceMetric(str(root))
     samples = list(data_samples(predictions))
     metric.process({}, samples)
@@ -346,7 +346,7 @@ def evaluate(root, pictures, predictions):
 
 
 def test_perfect_and_empty_predictions(tmp_path):
-    pictures = {
+    images = {
         '0--Parade': {
             'a': ([[10, 10, 20, 20], [50, 50, 30, 30]], [[0], [0, 1], [0, 1]]),
             'b': ([], [[], [], []])
@@ -358,14 +358,14 @@ def test_perfect_and_empty_predictions(tmp_path):
             'b': []
         }
     }
-    metrics = evaluate(tmp_path, pictures, perfect)
+    metrics = evaluate(tmp_path, images, perfect)
     # Easy has one face; the other one, which is found, does not count.
     assert metrics == {
         f'wider_face/{subset}': pytest.approx(1)
         for subset in ('easy', 'medium', 'hard')
     }
     nothing = {'0--Parade': {'a': [], 'b': []}}
-    assert set(evaluate(tmp_path, pictures, nothing).values()) == {0}
+    assert set(evaluate(tmp_path, images, nothing).values()) == {0}
     # The second one counts against.
     twice = {
         '0--Parade': {
@@ -374,7 +374,7 @@ def test_perfect_and_empty_predictions(tmp_path):
             'b': []
         }
     }
-    metrics = evaluate(tmp_path, pictures, twice)
+    metrics = evaluate(tmp_path, images, twice)
     assert metrics['wider_face/easy'] == pytest.approx(1)
     assert metrics['wider_face/hard'] == pytest.approx(0.5 + 0.5 * 2 / 3)
 
@@ -384,14 +384,14 @@ def test_refuses_what_would_be_no_protocol(tmp_path):
             FileNotFoundError,
             match=r'Found no .*wider_face_val.mat, .*Set `ground_truth`'):
         WiderFaceMetric(str(tmp_path))
-    pictures, predictions = random_protocol(0)
-    write_ground_truth(tmp_path, pictures)
+    images, predictions = random_protocol(0)
+    write_ground_truth(tmp_path, images)
     del predictions['0--Parade']['0--Parade_3']
     metric = WiderFaceMetric(str(tmp_path))
     samples = list(data_samples(predictions))
     metric.process({}, samples)
     with pytest.raises(
-            ValueError, match='for 11 of the 12 pictures.*0--Parade_3'):
+            ValueError, match='for 11 of the 12 images.*0--Parade_3'):
         metric.evaluate(len(samples))
 
 
@@ -401,7 +401,7 @@ def test_refuses_what_would_be_no_protocol(tmp_path):
 @pytest.fixture
 def wider_root(tmp_path):
     """A small WIDER FACE of drawn faces."""
-    pictures = {}
+    images = {}
     for split in 'train', 'val':
         folder = tmp_path / split / 'images' / '0--Parade'
         folder.mkdir(parents=True)
@@ -414,11 +414,11 @@ def wider_root(tmp_path):
                               for x, y in ((56, 50), (72, 50), (64, 56),
                                            (58, 62), (70, 62)))
             lines += [f'# 0--Parade/{number}.jpg', f'40 30 48 48 {points} 0.9']
-            pictures[str(number)] = [[40, 30, 48, 48]], [[0], [0], [0]]
+            images[str(number)] = [[40, 30, 48, 48]], [[0], [0], [0]]
         (tmp_path / split / 'label.txt').write_text('\n'.join(lines))
     (tmp_path / 'val' / 'ground_truth').mkdir()
     write_ground_truth(tmp_path / 'val' / 'ground_truth',
-                       {'0--Parade': pictures})
+                       {'0--Parade': images})
     return tmp_path
 
 
@@ -454,11 +454,11 @@ def test_pipeline_of_training(wider_root):
         x, y, known = gt_instances.keypoints[0].unbind(-1)
         assert (known == 1).all() and x[0] < x[2] < x[1] and x[3] < x[4]
         assert ((x > left) & (x < right) & (y > top) & (y < bottom)).all()
-        # The eyes are dark in the picture, too.
+        # The eyes are dark in the image, too.
         places = [(int(y[eye]), int(x[eye])) for eye in (0, 1)]
-        picture = sample['inputs'].float().mean(0)
-        face = picture[int(top):int(bottom), int(left):int(right)]
-        assert all(picture[place] < face.mean() for place in places)
+        image = sample['inputs'].float().mean(0)
+        face = image[int(top):int(bottom), int(left):int(right)]
+        assert all(image[place] < face.mean() for place in places)
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ BACKBONES = dict(
     MobileViT=case(320, arch='xx_small'),
     PCPVT=case(512, arch='small'),
     PoolFormer=case(512, arch='s12'),
-    # Pictures of 224x224 only
+    # Images of 224x224 only
     PyramidVig=case(384, 7, size=224, arch='tiny'),
     RIFormer=case(512, arch='s12'),
     RegNet=case(384, arch='regnetx_400mf'),

@@ -3,7 +3,7 @@
 deviation of its results.
 
 The last epoch and, where the config has a validation set, the epoch that was
-best on it are tested side by side. An interrupted run goes on where it was.
+best on it are tested side by side. An interrupted run resumes.
 """
 import argparse
 import glob
@@ -62,12 +62,12 @@ def run(tool: str, *arguments: str) -> None:
     if process.returncode:
         raise SystemExit(
             f'tools/{tool}.py ended with the code {process.returncode}, '
-            'expected 0. Its reason is above; the same command goes on where '
+            'expected 0. Its reason is above; the same command resumes where '
             'it stopped.')
 
 
 def write(path: str, content: dict) -> None:
-    """Write a JSON file that is whole or not there."""
+    """Write a JSON file atomically."""
     AtomicLocalBackend().put_text(json.dumps(content, indent=1), path)
 
 
@@ -114,7 +114,7 @@ def train_and_test(args: argparse.Namespace, seed: int, epochs: int) -> dict:
     """Train with one seed and test its checkpoints."""
     work_dir = osp.join(args.work_dir, f'seed_{seed}')
     options = ['--cfg-options', *args.cfg_options] if args.cfg_options else []
-    # The last checkpoint does not say that training is over: it could have
+    # The last checkpoint does not tell that training is over: it could have
     # been killed before the last validation.
     if not osp.isfile(osp.join(work_dir, 'last.json')):
         run('train', args.config, '--work-dir', work_dir, '--seed', str(seed),

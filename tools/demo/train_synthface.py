@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument(
         '--out',
         default='work_dirs/demo',
-        help='the folder to write pictures and results to '
+        help='the folder to write images and results to '
         '(default: %(default)s)')
     args = parser.parse_args()
     # Whatever the config imports

@@ -168,7 +168,7 @@ def main(argv: Optional[Iterable[str]] = None) -> None:
     except (CheckpointLoadError, ValueError) as error:
         raise SystemExit(str(error))
     except OSError as error:
-        raise SystemExit(f'Can not read the checkpoint {args.src}: {error}. '
+        raise SystemExit(f'Cannot read the checkpoint {args.src}: {error}. '
                          'Expected a file. Check the path.')
     meta = {}
     if args.dataset:

@@ -68,7 +68,7 @@ def read_records(path: str) -> List[Record]:
         path (str): The file.
 
     Returns:
-        list[Record]: The layers with parameters, from the input on.
+        list[Record]: The layers with parameters, from input to output.
 
     Raises:
         ValueError: If it is another file.
@@ -114,7 +114,7 @@ def read_records(path: str) -> List[Record]:
                         sizes.append(size)
             except (IndexError, ValueError) as error:
                 raise ValueError(
-                    f'{path} has no whole {kind} layer at byte {start} '
+                    f'{path} has a truncated {kind} layer at byte {start} '
                     f'({error}), expected a network of dlib.') from None
             found.append((start, Record(kind, tuple(sizes), values.ravel())))
             start = data.find(tag, at)
@@ -122,7 +122,7 @@ def read_records(path: str) -> List[Record]:
 
 
 def convolutions(model: DlibResNet) -> Iterator[Tuple[nn.Conv2d, nn.Module]]:
-    """Go through the convolutions with their BatchNorm, from the input on."""
+    """Yield the convolutions with their BatchNorm, from input to output."""
     yield model.conv1, model.bn1
     for name in model.stages:
         for block in getattr(model, name):

@@ -40,11 +40,11 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         type=float,
         default=0.,
         metavar='WEIGHT',
-        help='subtract so much of the logarithm of the share of a class in '
+        help='subtract so much of the logarithm of the ratio of a class in '
         'the training set from its score, which favours rare classes '
         '(https://arxiv.org/abs/2007.07314; default: %(default)s)')
     parser.add_argument(
-        '--licence', help='what to say about the licence of the weights')
+        '--licence', help='a note on the licence of the weights')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='see train.py')
     return parser.parse_args(argv)
@@ -53,7 +53,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 @torch.inference_mode()
 def predict(model: torch.nn.Module,
             loader_cfg: dict) -> Tuple[np.ndarray, np.ndarray]:
-    """Get the scores before the softmax, and the labels, of a data set."""
+    """Get the scores before the softmax, and the labels, of a dataset."""
     loader_cfg = dict(loader_cfg, collate_fn=dict(type='default_collate'))
     loader = Runner.build_dataloader(loader_cfg)
     logits, labels = [], []

@@ -19,7 +19,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except (CheckpointLoadError, ValueError) as error:
         raise SystemExit(str(error))
     except OSError as error:
-        raise SystemExit(f'Can not convert {args.src} to {args.dst}: {error}. '
+        raise SystemExit(f'Cannot convert {args.src} to {args.dst}: {error}. '
                          'Expected files. Check the paths.')
     print(f'Wrote {number} tensors to {args.dst}.')
 

@@ -32,7 +32,7 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument(
         '--portraits',
         help='a folder with index.csv, which has the columns `file` and '
-        '`expression`, and perhaps `person`, such as the Face Research Lab '
+        '`expression` and optionally `person`, such as the Face Research Lab '
         'London Set')
     parser.add_argument('--ferplus', help='the folder of FER+')
     parser.add_argument(
@@ -120,7 +120,7 @@ def examine_portraits(inferencer: FERInferencer, folder: str) -> None:
 
 def compare_two(persons: np.ndarray, truth: np.ndarray, scores: np.ndarray,
                 happy: int, neutral: int) -> None:
-    """Print how well happiness and neutral are told apart."""
+    """Print how well happiness and neutral are distinguished."""
     both = (truth == happy) | (truth == neutral)
     if len(np.unique(truth[both])) < 2:
         return

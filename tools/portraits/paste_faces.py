@@ -29,7 +29,7 @@ NUMBERS = [
 # frontal photographs (Face Research Lab London Set) the public RetinaFace's
 # boxes are so on average; the IoU with them is 0.93, and at least 0.86.
 BOX = (-1.02, -1.68, 1.04, 1.21)
-# The eyes' strip that is searched for in a person's other portraits
+# The eye region that is matched in a person's other portraits
 STRIP = (-1.0, -0.7, 1.0, 0.7)
 # The ratio of each background for training; validation gets the rest.
 BACKGROUND_RATIO = 2 / 3
@@ -183,7 +183,7 @@ def load_portraits(src: str) -> Dict[str, List[Portrait]]:
 
     Raises:
         OSError: If a file is missing or broken.
-        ValueError: If the index is none, or a person has no landmarks.
+        ValueError: If the index is invalid, or a person has no landmarks.
     """
     path = osp.join(src, INDEX)
     if not osp.isfile(path):
@@ -229,8 +229,8 @@ def load_portraits(src: str) -> Dict[str, List[Portrait]]:
         if len(sizes) > 1:
             raise ValueError(
                 f'{path} has portraits of {person} of {sizes} pixels, '
-                'expected one size, since the face of one is searched for in '
-                'the others. Bring them to it.')
+                'expected one size, since faces are matched between them. '
+                'Resize them.')
     return {
         person: list(find_faces(persons[person]))
         for person in sorted(persons)
@@ -280,7 +280,7 @@ def load_backgrounds(folder: Optional[str]) -> List[np.ndarray]:
 def draw_background(rng: np.random.Generator, img: np.ndarray,
                     size: int) -> np.ndarray:
     """Draw a turned, scaled and mirrored part of a background; beyond its
-    borders it goes on as its mirror image."""
+    borders it is reflected."""
     height, width = img.shape[:2]
     matrix = cv2.getRotationMatrix2D(
         rng.uniform(0, (width, height)).tolist(), rng.uniform(-180, 180),

@@ -1,5 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""Draw what the heads of DAN look at: pictures of the test set, a row each,
+"""Draw what the heads of DAN look at: images of the test set, a row each,
 and the attention map of each head over them."""
 import argparse
 import os
@@ -31,12 +31,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out',
         default='attention_maps.png',
-        help='the picture to write (default: %(default)s)')
+        help='the image to write (default: %(default)s)')
     parser.add_argument(
         '--per-class',
         type=int,
         default=1,
-        help='how many pictures of each class (default: %(default)s)')
+        help='how many images of each class (default: %(default)s)')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def pick(dataset, per_class: int) -> list:
-    """Pick pictures of each class."""
+    """Pick images of each class."""
     labels = dataset.get_gt_labels()
     picked = []
     for label in range(len(dataset.metainfo['classes'])):
@@ -109,8 +109,8 @@ def main() -> None:
     for row, index in zip(grid, indices):
         sample = dataset[index]
         # BGR, as the transforms have it
-        picture = sample['inputs'].permute(1, 2, 0).numpy()[..., ::-1]
-        picture = np.ascontiguousarray(picture)
+        image = sample['inputs'].permute(1, 2, 0).numpy()[..., ::-1]
+        image = np.ascontiguousarray(image)
         data = model.data_preprocessor(pseudo_collate([sample]))
         with torch.no_grad():
             feats = model.extract_feat(data['inputs'], stage='backbone')
@@ -118,16 +118,16 @@ def main() -> None:
             scores = model(**data, mode='predict')[0]
         truth = classes[int(sample['data_samples'].gt_label)]
         found = classes[int(scores.pred_label)]
-        row[0].imshow(picture)
+        row[0].imshow(image)
         row[0].set_title(
             truth if truth == found else f'{truth}, taken for {found}',
             fontsize=8,
             color='black' if truth == found else 'tab:red')
-        size = picture.shape[:2]
+        size = image.shape[:2]
         for j, (axes, attention) in enumerate(zip(row[1:], maps)):
             overlay = Visualizer.draw_featmap(
                 torch.nn.functional.interpolate(
-                    attention[None, None], size, mode='bicubic')[0], picture)
+                    attention[None, None], size, mode='bicubic')[0], image)
             axes.imshow(overlay)
             axes.set_title(f'head {j + 1}', fontsize=8)
         for axes in row:
@@ -135,7 +135,7 @@ def main() -> None:
     os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
     figure.savefig(args.out, dpi=120)
     side = 'x'.join(map(str, maps.shape[1:]))
-    print(f'Wrote {len(indices)} pictures with the {side} maps of {heads} '
+    print(f'Wrote {len(indices)} images with the {side} maps of {heads} '
           f'heads to {args.out}.')
 
 
