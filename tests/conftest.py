@@ -3,12 +3,14 @@ import csv
 import os
 import os.path as osp
 import shutil
+import warnings
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
 from mmengine.registry import DefaultScope
+from mmpretrain.registry import DATASETS
 
 import dan_mm
 from dan_mm.apis import FaceDetector
@@ -28,6 +30,14 @@ def shared(*parts: str) -> str:
     if not osp.exists(path):
         pytest.skip(f'needs {osp.join("../shared", *parts)}')
     return path
+
+
+def load_dataset(type, data_root, **kwargs):
+    """Load a dataset, which need not have the official counts."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', '.*official split.*')
+        return DATASETS.build(
+            dict(type=type, data_root=str(data_root), **kwargs))
 
 
 @pytest.fixture(autouse=True)

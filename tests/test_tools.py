@@ -457,19 +457,11 @@ def test_a_batch_of_one_is_refused(ferplus_root, tmp_path):
         one.train()
 
 
-def test_missing_data_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='no folder .*/nowhere'):
-        runner(tmp_path / 'nowhere', tmp_path).train()
-
-
-@pytest.mark.parametrize('content, message',
-                         [(b'', 'is an empty file'),
-                          (b'\x89PNG\r\n\x1a\n', 'cannot be decoded')])
-def test_a_broken_image_is_named(ferplus_root, tmp_path, content, message):
+def test_a_broken_image_is_named(ferplus_root, tmp_path):
     root = shutil.copytree(ferplus_root, tmp_path / 'ferplus')
     for path in (root / 'FER2013Train').glob('*.png'):
-        path.write_bytes(content)
-    with pytest.raises(ValueError, match=f'fer[0-9]+.png {message}'):
+        path.write_bytes(b'\x89PNG\r\n\x1a\n')
+    with pytest.raises(ValueError, match='fer[0-9]+.png cannot be decoded'):
         runner(root, tmp_path / 'work').train()
 
 

@@ -7,8 +7,8 @@ import zipfile
 from collections import Counter
 
 import pytest
+from conftest import load_dataset as load
 from conftest import shared
-from mmpretrain.registry import DATASETS
 
 from dan_mm.datasets import FER2013, RAFDB, SFEW, AffectNet
 from dan_mm.datasets.base import canonical_name
@@ -26,13 +26,6 @@ def make(root, split, classes, numbers):
         folder.mkdir(parents=True)
         for i in range(number):
             (folder / f'{i}.jpg').touch()
-
-
-def load(kind, root, split='train', **kwargs):
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', '.*official split.*')
-        return DATASETS.build(
-            dict(type=kind, data_root=str(root), split=split, **kwargs))
 
 
 def counts(dataset):
@@ -89,14 +82,14 @@ def test_affectnet_by_index_and_by_name(tmp_path):
 def test_affectnet_splits(tmp_path):
     make(tmp_path, 'train', '01234567', [10] * 8)
     make(tmp_path, 'valid', '01234567', [2] * 8)
-    assert len(load('AffectNet', tmp_path, 'val')) == 16
-    part = load('AffectNet', tmp_path, 'val', val_split=.1)
+    assert len(load('AffectNet', tmp_path, split='val')) == 16
+    part = load('AffectNet', tmp_path, split='val', val_split=.1)
     assert Counter(part.get_gt_labels().tolist()) == {i: 1 for i in range(8)}
     with pytest.raises(
             ValueError,
             match="no official split 'test', only .'tra"
             "in', 'val'.. Use one of them"):
-        load('AffectNet', tmp_path, 'test')
+        load('AffectNet', tmp_path, split='test')
     with pytest.raises(ValueError, match='num_classes=6, expected 8, or 7'):
         load('AffectNet', tmp_path, num_classes=6)
 
@@ -147,13 +140,13 @@ def test_sfew(tmp_path):
     assert counts(train) == dict(zip(zip(emotions, names), range(1, 8)))
     assert train.get_gt_labels().tolist() == sum(
         ([i] * (i + 1) for i in range(7)), [])
-    assert len(load('SFEW', tmp_path, 'val')) == 14
+    assert len(load('SFEW', tmp_path, split='val')) == 14
     with pytest.raises(ValueError, match="labels are not given out.*'val'"):
-        load('SFEW', tmp_path, 'test')
+        load('SFEW', tmp_path, split='test')
     # Indices are no names there.
     (tmp_path / 'Val_Aligned_Faces_new' / '3').mkdir()
     with pytest.raises(ValueError, match=r"folders \['3'\], expected only"):
-        load('SFEW', tmp_path, 'val')
+        load('SFEW', tmp_path, split='val')
 
 
 def test_fer2013_of_kaggle_has_no_validation_set(tmp_path):
@@ -162,9 +155,9 @@ def test_fer2013_of_kaggle_has_no_validation_set(tmp_path):
     with pytest.raises(
             FileNotFoundError,
             match=r"splits \['test', 'train'\] .*'val'.*val_split=0.1"):
-        load('FER2013', tmp_path, 'val')
-    assert len(load('FER2013', tmp_path, 'val', val_split=.1)) == 7
-    assert len(load('FER2013', tmp_path, 'test')) == 7
+        load('FER2013', tmp_path, split='val')
+    assert len(load('FER2013', tmp_path, split='val', val_split=.1)) == 7
+    assert len(load('FER2013', tmp_path, split='test')) == 7
 
 
 def test_ambiguous_folders_are_refused(tmp_path):
@@ -242,7 +235,7 @@ def test_real_images(tmp_path):
     dataset = load(
         'FER2013',
         tmp_path,
-        'val',
+        split='val',
         pipeline=[dict(type='LoadCheckedImage')],
         test_mode=True)
     expected = {

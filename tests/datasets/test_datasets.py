@@ -10,16 +10,11 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
-from conftest import draw_face, shared
-from mmpretrain.registry import DATASETS
+from conftest import draw_face
+from conftest import load_dataset as build
+from conftest import shared
 
 from dan_mm.datasets import RAFDB, FERPlus
-
-
-def build(**kwargs):
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', '.*official split.*')
-        return DATASETS.build(kwargs)
 
 
 @pytest.fixture

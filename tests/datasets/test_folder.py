@@ -4,8 +4,7 @@ import warnings
 
 import cv2
 import pytest
-from conftest import draw_face
-from mmpretrain.registry import DATASETS
+from conftest import draw_face, load_dataset
 
 from dan_mm.datasets.folder import list_images
 
@@ -20,8 +19,7 @@ def make(root, **counts):
 
 
 def load(root, split='train', **kwargs):
-    return DATASETS.build(
-        dict(type='FERFolder', data_root=str(root), split=split, **kwargs))
+    return load_dataset('FERFolder', root, split=split, **kwargs)
 
 
 def paths(dataset):

@@ -2,25 +2,18 @@
 """Labels in the indices of the classes of another dataset, by their names."""
 import csv
 import os.path as osp
-import warnings
 from collections import Counter
 
 import cv2
 import numpy as np
 import pytest
 from conftest import draw_face
-from mmpretrain.registry import DATASETS
+from conftest import load_dataset as load
 
 AFFECTNET = ('neutral', 'happiness', 'sadness', 'surprise', 'fear', 'disgust',
              'anger', 'contempt')
 RAFDB = ('surprise', 'fear', 'disgust', 'happiness', 'sadness', 'anger',
          'neutral')
-
-
-def load(**kwargs):
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', '.*official split.*')
-        return DATASETS.build(kwargs)
 
 
 def by_name(dataset):
