@@ -434,7 +434,9 @@ def test_fer2013_csv(src, dst, faces, monkeypatch, capsys):
     assert (dst / 'val/happiness/00021.png').exists()
     assert left_out(dst) == [(f'icml_face_data.csv, image {i}',
                               'unreadable line') for i in range(16, 21)]
-    # The file itself is a source, too.
+    # The file itself is a source, too, and the target may be beside it.
+    assert run('fer2013', path, path.with_name('beside')) == 1
+    assert tree(path.with_name('beside')) == tree(dst)
     capsys.readouterr()
     monkeypatch.setattr(FER2013, 'OFFICIAL_COUNTS',
                         dict(train=14, val=2, test=2))

@@ -28,7 +28,7 @@ def encode(pixels: bytes) -> bytes:
 
 def plan_csv(path: str) -> Plan:
     """Plan to write the images in ``fer2013.csv``."""
-    plan = Plan(osp.dirname(path), FER2013)
+    plan = Plan(path, FER2013)
     for line, row in read_csv(path, ('emotion', 'pixels', 'usage')):
         number = line - 2
         source = f'{osp.basename(path)}, image {number}'
