@@ -254,6 +254,7 @@ class FERInferencer:
                     f'it describes: {list_some(problems)}. Get the '
                     'checkpoint again, or give the `config` that it was '
                     'trained with.')
+            model.load_state_dict(found.weights, strict=False)
             dataset = dict(pipeline=found.description.pipeline)
             model._config = Config(dict(test_dataloader=dict(dataset=dataset)))
             return ImageClassificationInferencer(
