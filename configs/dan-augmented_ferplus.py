@@ -3,6 +3,11 @@ _base_ = 'dan_ferplus.py'
 # For faces in photographs: starts from the model of dan_ferplus.py, with the
 # raters' votes as soft targets and stronger augmentation.
 load_from = 'work_dirs/dan_ferplus/epoch_5.pth'
+# What to do where this checkpoint is missing
+checkpoint_hints = {
+    'work_dirs/dan_ferplus/epoch_5.pth':
+    'Train it first: `python tools/train.py configs/dan_ferplus.py`.'
+}
 
 load, resize, flip, _, pack = _base_.train_pipeline
 train_pipeline = [

@@ -2,6 +2,7 @@ _base_ = [
     '_base_/models/dan_resnet18.py',
     '_base_/datasets/affectnet.py',
     '_base_/schedules/adam_40e.py',
+    '_base_/starts/resnet18_msceleb.py',
     '_base_/default_runtime.py',
 ]
 

@@ -26,3 +26,11 @@ train_cfg = dict(max_epochs=2)
 
 default_hooks = dict(
     logger=dict(interval=50), checkpoint=dict(max_keep_ckpts=2))
+
+# What to do where these weights are missing
+checkpoint_hints = {
+    'work_dirs/resnet18_synthface/epoch_3.pth':
+    'It is the ResNet-18 that DAN starts from here. Train it first: `python '
+    'tools/train.py configs/resnet18_synthface.py`. Or start from scratch '
+    'with `--cfg-options model.backbone.init_cfg=None`.'
+}

@@ -2,10 +2,10 @@
 """A checkpoint is data, never code.
 
 Importing this module, as :func:`dan_mm.register_all_modules`, the configs and
-:mod:`dan_mm.apis` do, makes MMEngine load checkpoints only with
-``weights_only=True``. On its own, it falls back to unpickling whatever the
-file holds, and it runs the config that a checkpoint carries when training
-resumes.
+:mod:`dan_mm.apis` do, registers loaders for all schemes of MMEngine's
+:class:`~mmengine.runner.CheckpointLoader`, which training, resuming, testing,
+``Pretrained`` and the inferencers use. MMEngine's own loaders unpickle
+whatever a file holds.
 """
 import math
 import os
@@ -13,15 +13,22 @@ import os.path as osp
 import re
 import threading
 import zipfile
-from contextlib import contextmanager
+from collections import OrderedDict
 from numbers import Real
-from typing import Any, Callable, Iterator, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import (CheckpointLoader, get_deprecated_model_names,
+                             get_external_models, get_mmcls_models,
+                             get_torchvision_models)
+from torch.serialization import (add_safe_globals, clear_safe_globals,
+                                 get_safe_globals)
 
 from .version import check_versions
 
@@ -31,8 +38,8 @@ check_versions()
 
 
 class CheckpointLoadError(ValueError):
-    """A checkpoint is broken, or holds more than weights and plain data, or
-    does not fit."""
+    """A checkpoint is broken, holds more than weights and plain data, or does
+    not fit."""
 
 
 class CheckpointNotFoundError(CheckpointLoadError, FileNotFoundError):
@@ -54,132 +61,119 @@ def _get_function(owner: Any, name: str) -> Callable:
     raise CheckpointLoadError(f'it reads {name!r} of {owner!r}')
 
 
-def _safe_globals() -> list:
-    core = np._core if hasattr(np, '_core') else np.core
-    arrays = core.multiarray._reconstruct, core.multiarray.scalar
-    return [
-        *FUNCTIONS,
-        (_get_function, 'builtins.getattr'),
-        np.ndarray,
-        np.dtype,
-        *arrays,
-        # the names that NumPy 1 writes
-        *((function, f'numpy.core.multiarray.{function.__name__}')
-          for function in arrays),
-        *(type(np.dtype(kind))
-          for kind in (np.bool_, np.uint8, np.uint32, np.int32, np.int64,
-                       np.float32, np.float64)),
-    ]
+_core = np._core if hasattr(np, '_core') else np.core
+_ARRAYS = _core.multiarray._reconstruct, _core.multiarray.scalar
+SAFE_GLOBALS = [
+    *FUNCTIONS,
+    (_get_function, 'builtins.getattr'),
+    np.ndarray,
+    np.dtype,
+    *_ARRAYS,
+    # the names that NumPy 1 writes
+    *((function, f'numpy.core.multiarray.{function.__name__}')
+      for function in _ARRAYS),
+    *(type(np.dtype(kind))
+      for kind in (np.bool_, np.uint8, np.uint32, np.int32, np.int64,
+                   np.float32, np.float64)),
+]
+_lock = threading.Lock()
 
 
-def _check_archive(file: Any) -> None:
-    """Refuse what is no regular file, an archive of code, and one that needs
-    more memory than its size says: a small file could hold many gigabytes of
-    zeros."""
-    if not isinstance(file, (str, os.PathLike)):
+def _check_archive(path: str) -> None:
+    """Refuse an archive of code, and one that needs more memory than its size
+    says: a small file could hold many gigabytes of zeros."""
+    if not zipfile.is_zipfile(path):
         return
-    if osp.exists(file) and not osp.isfile(file):
-        raise CheckpointLoadError('it is no regular file')
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            size = sum(item.file_size for item in archive.infolist())
-            names = archive.namelist()
-        if any(name.endswith('/constants.pkl') for name in names):
-            raise CheckpointLoadError('it is TorchScript, which is code')
-        if size > osp.getsize(file):
-            raise CheckpointLoadError('it is compressed')
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(item.filename.endswith('/constants.pkl') for item in members):
+        raise CheckpointLoadError('it is TorchScript, which is code')
+    if sum(item.file_size for item in members) > osp.getsize(path):
+        raise CheckpointLoadError('it is compressed')
 
 
-_lock = threading.RLock()
+def _without_attributes(value: Any, memo: dict) -> Any:
+    """Copy containers and tensors: a file can give them attributes that hide
+    their methods."""
+    if id(value) in memo:
+        return memo[id(value)]
+    copy = value
+    if isinstance(value, torch.Tensor):
+        copy = torch.Tensor.detach(value)
+    elif isinstance(value, dict):
+        copy = OrderedDict() if isinstance(value, OrderedDict) else {}
+        memo[id(value)] = copy
+        for key, item in dict.items(value):
+            copy[key] = _without_attributes(item, memo)
+        # The versions of modules, from `Module.state_dict`
+        versions = getattr(value, '_metadata', None)
+        if isinstance(versions, dict) and all(
+                isinstance(item, dict)
+                and isinstance(item.get('version', 1), int)
+                for item in dict.values(versions)):
+            copy._metadata = _without_attributes(versions, memo)
+    elif type(value) in (list, tuple):
+        copy = type(value)(_without_attributes(item, memo) for item in value)
+    memo[id(value)] = copy
+    return copy
 
 
-@contextmanager
-def weights_only() -> Iterator[None]:
-    """Within this context, :func:`torch.load` loads weights and plain data
-    only, and refuses anything else with a sentence.
+def load_file(path: str, map_location: Any = 'cpu') -> Any:
+    """Load weights and plain data from a file, whatever it is called, without
+    running anything in it.
+
+    Args:
+        path (str): The path of a file that :func:`torch.save` wrote.
+        map_location (Any): See :func:`torch.load`. Defaults to ``'cpu'``.
+
+    Returns:
+        Any: What the file holds.
 
     Raises:
-        CheckpointLoadError: If the file holds anything else.
+        CheckpointNotFoundError: If there is no such file.
+        CheckpointLoadError: If it cannot be read, is broken, or holds anything
+            else.
     """
+    path = osp.expanduser(path)
+    if not osp.isfile(path):
+        found = f'no checkpoint {path}'
+        if osp.exists(path):
+            found = f'no regular file {path}, expected a checkpoint'
+        raise CheckpointNotFoundError(f'Found {found}. Check the path.')
+    try:
+        _check_archive(path)
+        with _lock:
+            # MMEngine allows `getattr`, with which a checkpoint reads
+            # anything.
+            allowed = get_safe_globals()
+            clear_safe_globals()
+            add_safe_globals(SAFE_GLOBALS)
+            try:
+                content = torch.load(path, map_location, weights_only=True)
+            finally:
+                clear_safe_globals()
+                add_safe_globals(allowed)
+        return _without_attributes(content, {})
+    except OSError as error:
+        raise CheckpointLoadError(
+            f'The checkpoint {path} cannot be read: {error}. Expected a '
+            'readable file. Check the path and its permissions.') from error
+    except Exception as error:
+        # PyTorch's own text recommends the unsafe way.
+        code = re.search(r'(?:GLOBAL|function) (\S+)', str(error))
+        found = 'it is no file of weights'
+        if code:
+            found = f'it refers to the code {code[1]}'
+        elif isinstance(error,
+                        (CheckpointLoadError,
+                         RuntimeError)) and ('weights_only' not in str(error)):
+            found = str(error).split('\n')[0]
+        raise CheckpointLoadError(
+            f'The checkpoint {path} cannot be loaded: {found}. Expected a '
+            'complete file that `torch.save` made of weights and plain data. '
+            'Nothing else is loaded, since it could run code: get the file '
+            'again from its author, as weights only.') from None
 
-    def load(file, *args, **kwargs):
-        kwargs.pop('pickle_module', None)
-        kwargs['weights_only'] = True
-        allowed = torch.serialization.get_safe_globals()
-        torch.serialization.clear_safe_globals()
-        # MMEngine allows `getattr`, with which a checkpoint reads anything.
-        torch.serialization.add_safe_globals(
-            [item
-             for item in allowed if item is not getattr] + _safe_globals())
-        try:
-            _check_archive(file)
-            return torch_load(file, *args, **kwargs)
-        except OSError:
-            raise
-        except Exception as error:
-            # PyTorch's own text recommends the unsafe way.
-            code = re.search(r'(?:GLOBAL|function) (\S+)', str(error))
-            found = 'it is no file of weights'
-            if code:
-                found = f'it refers to the code {code[1]}'
-            elif isinstance(
-                    error,
-                (CheckpointLoadError, RuntimeError)) and ('weights_only'
-                                                          not in str(error)):
-                found = str(error).split('\n')[0]
-            raise CheckpointLoadError(
-                f'The checkpoint {file} can not be loaded: {found}. Expected '
-                'a whole file that `torch.save` made of weights and plain '
-                'data. Nothing else is loaded, since it could run code: get '
-                'the file again from its author, as weights only.') from None
-        finally:
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(allowed)
-
-    with _lock:
-        torch_load = torch.load
-        torch.load = load
-        try:
-            yield
-        finally:
-            torch.load = torch_load
-
-
-# What to say where a file is missing that configs start from, by the end of
-# its path.
-HINTS = {
-    'resnet18_msceleb.pth':
-    'It is a ResNet-18 trained on MS-Celeb-1M. Download resnet18_msceleb.pth '
-    'as the README of https://github.com/yaoing/DAN says, '
-    'and convert it with `python tools/model_converters/dan_to_mmpretrain.py '
-    'resnet18_msceleb.pth checkpoints/resnet18_msceleb.pth`. Or start from '
-    "dlib's face recognition ResNet, which everybody may have, with "
-    'configs/backbones/dan-dlibresnet_rafdb.py and the like, or from '
-    'ImageNet with `--cfg-options model.backbone.init_cfg.checkpoint='
-    'https://download.openmmlab.com/mmclassification/v0/resnet/'
-    'resnet18_8xb32_in1k_20210831-fbbb1da6.pth`, or from scratch with '
-    '`--cfg-options model.backbone.init_cfg=None`.',
-    'dlib_resnet.pth':
-    "It is dlib's face recognition ResNet. Make it: `pip install "
-    'face_recognition_models`, then `python tools/model_converters/'
-    'dlib_to_mmpretrain.py FACES checkpoints/dlib_resnet.pth`, where FACES is '
-    'the folder of the training images. Or start from scratch with '
-    '`--cfg-options model.backbone.init_cfg=None`.',
-    'resnet18_synthface/epoch_3.pth':
-    'It is the plain ResNet-18 that DAN starts from here. Train it first: '
-    '`python tools/train.py configs/resnet18_synthface.py`. Or start from '
-    'scratch with `--cfg-options model.backbone.init_cfg=None`.',
-    'dan_ferplus/epoch_5.pth':
-    'It is the DAN that this one goes on from. Train it first: '
-    '`python tools/train.py configs/dan_ferplus.py`.',
-    'mobilenetv1_0.25_in1k.pth':
-    'It is MobileNetV1 x0.25 trained on ImageNet. Download '
-    'mobilenetV1X0.25_pretrain.tar as the README of '
-    'https://github.com/biubug6/Pytorch_Retinaface says, and convert it with '
-    '`python tools/model_converters/retinaface_to_mmdet.py '
-    'mobilenetV1X0.25_pretrain.tar checkpoints/mobilenetv1_0.25_in1k.pth`. Or '
-    'start from scratch with `--cfg-options model.backbone.init_cfg=None`.'
-}
 
 # What weights are stored as, in all checkpoints of PyTorch that can be trained
 DTYPES = frozenset(
@@ -241,6 +235,14 @@ def _get_dict(holder: dict, key: str) -> Optional[dict]:
     return value if isinstance(value, dict) else None
 
 
+def _strip(weights: dict) -> dict:
+    """Strip the names that a model has in a wrapper, such as that of
+    distributed training."""
+    if not any(key.startswith('module.') for key in weights):
+        return weights
+    return {re.sub(r'^module\.', '', key): weights[key] for key in weights}
+
+
 def _check_checkpoint(checkpoint: Any, path: str) -> dict:
     """Check what all users of a checkpoint read."""
     if not isinstance(checkpoint, dict):
@@ -255,15 +257,17 @@ def _check_checkpoint(checkpoint: Any, path: str) -> dict:
             f'dan_to_mmpretrain.py {path} NEW.pth --dataset rafdb`.')
     if 'state_dict' not in checkpoint:
         checkpoint = dict(state_dict=checkpoint)
-    weights = checkpoint['state_dict']
-    check_weights(weights, f'The checkpoint {path}')
+    check_weights(checkpoint['state_dict'], f'The checkpoint {path}')
+    weights = checkpoint['state_dict'] = _strip(checkpoint['state_dict'])
     average = checkpoint.get('ema_state_dict')
     if average is not None:
         check_weights(average, f'The checkpoint {path}')
+        shapes = dict(steps=torch.Size(()))
+        shapes.update((f'module.{key}', weights[key].shape) for key in weights)
         strange = [
             key for key, value in average.items()
-            if key.startswith('module.') and value.shape != getattr(
-                weights.get(key[len('module.'):]), 'shape', None)
+            if value.shape != shapes.get(key) and (
+                key in shapes or key.startswith('module.'))
         ]
         if strange:
             raise CheckpointLoadError(
@@ -337,20 +341,16 @@ def _clean_messages(hub: Any) -> Optional[dict]:
         resumed_keys=dict.fromkeys([*scalars, *infos], True))
 
 
-_load_checkpoint = CheckpointLoader.load_checkpoint.__func__
+@CheckpointLoader.register_scheme('', force=True)
+def load_from_local(filename: str, map_location: Any = None) -> dict:
+    """Load a checkpoint without running anything in it.
 
-
-def load_checkpoint(cls,
-                    filename: str,
-                    map_location: Any = None,
-                    logger: Optional[Any] = 'current') -> dict:
-    """Load a checkpoint from a path or URL, whatever its scheme, without
-    running anything in it.
-
-    It replaces :meth:`mmengine.runner.CheckpointLoader.load_checkpoint`, which
-    training, resuming, testing, ``Pretrained`` and the inferencers use. Names
-    of files and configs that a checkpoint carries are dropped: MMEngine would
+    Names of files and configs that it carries are dropped: MMEngine would
     delete and overwrite the former and execute the latter.
+
+    Args:
+        filename (str): The path of the checkpoint.
+        map_location (Any): See :func:`torch.load`. Defaults to None.
 
     Returns:
         dict: The checkpoint, with finite weights in ``state_dict`` and a
@@ -361,30 +361,71 @@ def load_checkpoint(cls,
         CheckpointLoadError: If the file holds more than weights and plain
             data, no weights, or weights that are not finite, or is broken.
     """
-    path = str(filename).replace(os.sep, '/')
-    hint = next((HINTS[end] for end in HINTS if path.endswith(end)), None)
-    try:
-        with weights_only():
-            checkpoint = _load_checkpoint(cls, filename, map_location, logger)
-    except FileNotFoundError as error:
-        found = f'no checkpoint {filename}'
-        if osp.exists(filename):
-            found = f'no regular file {filename}, expected a checkpoint'
+    return _check_checkpoint(load_file(filename, map_location), filename)
+
+
+@CheckpointLoader.register_scheme(('http://', 'https://'), force=True)
+def load_from_http(filename: str, map_location: Any = None) -> dict:
+    """Download a checkpoint, unless it is in PyTorch's cache, and load it: see
+    :func:`load_from_local`."""
+    path = osp.join(torch.hub.get_dir(), 'checkpoints',
+                    osp.basename(urlparse(filename).path))
+    for first in True, False:
+        # The other processes of a machine find what the first one downloaded.
+        if first == is_main_process() and not osp.exists(path):
+            os.makedirs(osp.dirname(path), exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(filename, path)
+            except (OSError, ValueError) as error:
+                raise CheckpointLoadError(
+                    f'The checkpoint {filename} cannot be downloaded: '
+                    f'{error}. Check the URL and the network.') from error
+        barrier()
+    return load_from_local(path, map_location)
+
+
+@CheckpointLoader.register_scheme(
+    ('modelzoo://', 'torchvision://', 'open-mmlab://', 'openmmlab://',
+     'mmcls://'),
+    force=True)
+def load_from_hub(filename: str, map_location: Any = None) -> dict:
+    """Load a checkpoint that MMEngine knows by name: see
+    :func:`load_from_local`."""
+    scheme, name = filename.split('://', 1)
+    if scheme in ('modelzoo', 'torchvision'):
+        models = get_torchvision_models()
+    elif scheme == 'mmcls':
+        models = get_mmcls_models()
+    else:
+        models = get_external_models()
+        name = get_deprecated_model_names().get(name, name)
+    url = models.get(name, '')
+    if not url.startswith(('http://', 'https://')):
         raise CheckpointNotFoundError(
-            f'Found {found}. {hint or "Check the path."}') from error
-    except OSError as error:
-        raise CheckpointLoadError(
-            f'The checkpoint {filename} can not be read: {error}. Expected a '
-            'file that can. Check the path and its permissions.') from error
-    checkpoint = _check_checkpoint(checkpoint, filename)
-    if hint and not any(
-            key.startswith('backbone.') for key in checkpoint['state_dict']):
-        raise CheckpointLoadError(
-            f'The checkpoint {filename} is not converted yet. {hint}')
+            f'Found no checkpoint {filename}, expected a name that MMEngine '
+            'knows. Check the name.')
+    checkpoint = load_from_http(url, map_location)
+    if scheme == 'mmcls':
+        checkpoint['state_dict'] = {
+            key[len('backbone.'):]: value
+            for key, value in checkpoint['state_dict'].items()
+            if key.startswith('backbone.')
+        }
     return checkpoint
 
 
-CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)
+@CheckpointLoader.register_scheme(
+    (r'(\S+\:)?s3://', r'(\S+\:)?petrel://', 'pavi://'), force=True)
+def load_from_storage(filename: str, map_location: Any = None) -> dict:
+    """Load a checkpoint from a storage of MMEngine: see
+    :func:`load_from_local`."""
+    try:
+        with get_local_path(filename) as path:
+            return load_from_local(str(path), map_location)
+    except (ImportError, KeyError) as error:
+        raise CheckpointLoadError(
+            f'The checkpoint {filename} cannot be read: {error}. Download it, '
+            'and give its path.') from error
 
 
 def load_classes(filename: str) -> Optional[Tuple[str, ...]]:

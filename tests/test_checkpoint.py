@@ -1,23 +1,21 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-import contextlib
 import functools
 import http.server
 import os
 import pickle
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
-from dan_mm.checkpoint import CheckpointLoadError, weights_only
+from dan_mm.checkpoint import CheckpointLoadError, load_file
 
 
 class Attack:
@@ -172,52 +170,56 @@ def test_broken_and_missing_files_are_named(tmp_path):
     path = tmp_path / 'cut.pth'
     torch.save(weights(), path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointLoadError, match='cut.pth can not be loaded'):
+    with pytest.raises(CheckpointLoadError, match='cut.pth cannot be loaded'):
         CheckpointLoader.load_checkpoint(str(path))
     path.write_bytes(b'')
-    with pytest.raises(CheckpointLoadError, match='cut.pth can not be loaded'):
+    with pytest.raises(CheckpointLoadError, match='cut.pth cannot be loaded'):
         CheckpointLoader.load_checkpoint(str(path))
     with pytest.raises(FileNotFoundError, match='nowhere.pth. Check the path'):
         CheckpointLoader.load_checkpoint('nowhere.pth')
-    with pytest.raises(
-            FileNotFoundError,
-            match='github.com/yaoing/DAN.*dan_to_mmpretrain.py.*ImageNet'):
-        CheckpointLoader.load_checkpoint('checkpoints/resnet18_msceleb.pth')
-    start = Config.fromfile(f'{ROOT}/configs/dan-augmented_ferplus.py')
-    with pytest.raises(
-            FileNotFoundError, match='Train it first: .*configs/dan_ferplus'):
-        CheckpointLoader.load_checkpoint(f'nowhere/{start.load_from}')
+    with pytest.raises(FileNotFoundError, match='epoch_5.pth.*Check the path'):
+        CheckpointLoader.load_checkpoint('mine/dan_ferplus/epoch_5.pth')
 
 
-def test_weights_that_are_not_converted_are_named(tmp_path):
-    path = str(tmp_path / 'resnet18_msceleb.pth')
-    torch.save(dict(state_dict={'conv1.weight': torch.zeros(1)}), path)
-    with pytest.raises(CheckpointLoadError, match='not converted yet.*conver'):
-        CheckpointLoader.load_checkpoint(path)
+def test_loaders_for_all_schemes():
+    for scheme, loader in CheckpointLoader._schemes.items():
+        assert loader.__module__ == 'dan_mm.checkpoint', scheme
+
+
+@pytest.mark.parametrize('scheme', [
+    'torchvision', 'modelzoo', 'openmmlab', 'open-mmlab', 'mmcls', 'pavi',
+    's3', 'x:petrel'
+])
+def test_names_that_are_unknown(scheme):
+    with pytest.raises(CheckpointLoadError, match='nothing.*Check|Download'):
+        CheckpointLoader.load_checkpoint(f'{scheme}://nothing_of_that_name')
+
+
+def test_what_others_allow_stays(malicious):
+    """Loading neither extends nor reduces the process's list of safe
+    globals, which is not used."""
+    with torch.serialization.safe_globals([os.mkdir, HistoryBuffer]):
+        before = set(torch.serialization.get_safe_globals())
+        with pytest.raises(CheckpointLoadError, match='code'):
+            CheckpointLoader.load_checkpoint(str(malicious))
+        assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_threads_load_at_once(tmp_path):
+    path = str(tmp_path / 'ours.pth')
     torch.save(
-        dict(state_dict={'backbone.conv1.weight': torch.zeros(1)}), path)
-    assert CheckpointLoader.load_checkpoint(path)
+        dict(
+            state_dict=weights(),
+            message_hub=dict(
+                log_scalars=dict(loss=HistoryBuffer([1.], [1])),
+                runtime_info=dict(iter=np.float64(3)))), path)
+    with ThreadPoolExecutor(8) as pool:
+        for loaded in pool.map(CheckpointLoader.load_checkpoint, [path] * 64):
+            assert loaded['message_hub']['runtime_info'] == dict(iter=3)
 
 
-def test_threads_leave_torch_load_alone():
-    before = torch.load
-    inside = threading.Barrier(2, timeout=1)
-
-    def enter():
-        with weights_only():
-            with contextlib.suppress(threading.BrokenBarrierError):
-                inside.wait()
-
-    threads = [threading.Thread(target=enter) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert torch.load is before
-
-
-def test_torch_load_itself_is_left_alone(malicious, tmp_path):
-    before = torch.load
+def test_functions_of_other_packages_are_left_alone(malicious):
+    before = torch.load, CheckpointLoader.load_checkpoint.__module__
     with pytest.raises(CheckpointLoadError):
-        CheckpointLoader.load_checkpoint(str(malicious))
-    assert torch.load is before
+        load_file(str(malicious))
+    assert before == (torch.load, 'mmengine.runner.checkpoint')

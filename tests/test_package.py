@@ -25,7 +25,8 @@ for registry, names in (
     for name in names:
         assert registry.get(name) is not None, name
 assert DefaultScope.get_current_instance().scope_name == 'mmpretrain'
-assert CheckpointLoader.load_checkpoint.__module__ == 'dan_mm.checkpoint'
+loaders = CheckpointLoader._schemes.values()
+assert {loader.__module__ for loader in loaders} == {'dan_mm.checkpoint'}
 print(dan_mm.__version__)
 '''
 

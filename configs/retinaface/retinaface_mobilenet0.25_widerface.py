@@ -149,3 +149,14 @@ custom_hooks = [
     dict(type='SyncBuffersHook'),
 ]
 visualizer = dict(type='FaceLocalVisualizer')
+
+# What to do where the weights of the backbone are missing
+checkpoint_hints = {
+    'checkpoints/mobilenetv1_0.25_in1k.pth':
+    'It is MobileNetV1 x0.25 trained on ImageNet. Download '
+    'mobilenetV1X0.25_pretrain.tar as the README of '
+    'https://github.com/biubug6/Pytorch_Retinaface says, and convert it with '
+    '`python tools/model_converters/retinaface_to_mmdet.py '
+    'mobilenetV1X0.25_pretrain.tar checkpoints/mobilenetv1_0.25_in1k.pth`. Or '
+    'start from scratch with `--cfg-options model.backbone.init_cfg=None`.'
+}

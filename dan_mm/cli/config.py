@@ -104,6 +104,24 @@ def check_data(cfg: 'Config', *phases: str) -> None:
                 raise SystemExit(str(error))
 
 
+def check_start(cfg: 'Config') -> None:
+    """Look for the checkpoint that training starts from.
+
+    Args:
+        cfg (Config): The config. Its ``checkpoint_hints`` say what to do, by
+            paths which it names.
+
+    Raises:
+        SystemExit: If it is missing.
+    """
+    init = (cfg.model.get('backbone') or {}).get('init_cfg') or []
+    init = [init] if isinstance(init, dict) else init
+    starts = [cfg.get('load_from'), *(part.get('checkpoint') for part in init)]
+    for path, hint in cfg.get('checkpoint_hints', {}).items():
+        if path in starts and not osp.isfile(path):
+            raise SystemExit(f'Found no checkpoint {path}. {hint}')
+
+
 @contextmanager
 def refuse_checkpoints() -> Iterator[None]:
     """End the process with one sentence where a checkpoint can't be used.

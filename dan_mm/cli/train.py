@@ -10,8 +10,8 @@ import sys
 from copy import deepcopy
 from typing import TYPE_CHECKING, Optional, Sequence
 
-from .config import (add_common_arguments, check_data, find_config,
-                     refuse_checkpoints)
+from .config import (add_common_arguments, check_data, check_start,
+                     find_config, refuse_checkpoints)
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -259,6 +259,7 @@ def run(args: argparse.Namespace) -> int:
     with refuse_checkpoints():
         cfg = merge_args(Config.fromfile(args.config), args)
         check_data(cfg, 'train', 'val')
+        check_start(cfg)
         with use_work_folder(cfg.work_dir, cfg.filename):
             init_cpu_processes(cfg)
             runner = Runner.from_cfg(cfg)

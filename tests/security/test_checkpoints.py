@@ -1,6 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """Checkpoints of strangers, and broken ones: each is refused with a sentence,
 and none names a file that is written or deleted."""
+import collections
 import copy
 import os
 import runpy
@@ -99,6 +100,37 @@ def test_classes_of_other_types(checkpoint, tmp_path, classes):
     put(checkpoint, 'meta/dataset_meta/classes', classes)
     with pytest.raises(CheckpointLoadError, match='names of the .classes'):
         load(checkpoint, tmp_path)
+
+
+class Shadowed:
+    """A dictionary with attributes that hide its methods."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __reduce__(self):
+        names = dict.fromkeys(('copy', 'get', 'items', 'keys', 'pop'), 'x')
+        return (collections.OrderedDict, (), names, None,
+                iter(self.content.items()))
+
+
+@pytest.mark.parametrize('versions', ['x', {'': 'x'}, {'': dict(version='x')}])
+def test_attributes_of_parts(trained, checkpoint, tmp_path, versions):
+    """What hides methods of a dictionary, or what modules read, is left
+    out."""
+    whole = checkpoint['state_dict']
+    whole._metadata = versions
+    for content in (checkpoint, {
+            **checkpoint, 'state_dict': Shadowed(whole)
+    },
+                    Shadowed({
+                        key:
+                        Shadowed(value) if isinstance(value, dict) else value
+                        for key, value in checkpoint.items()
+                    })):
+        loaded = load(content, tmp_path)
+        trained[2].model.load_state_dict(loaded['state_dict'])
+        check_training_state(trained[2], loaded)
 
 
 # No weight, or one of which the file has less than it says

@@ -18,7 +18,7 @@ from mmcv.transforms import Compose
 from mmdet.apis import inference_detector, init_detector
 from mmdet.utils import get_test_pipeline_cfg
 
-from dan_mm.checkpoint import weights_only
+from dan_mm.checkpoint import load_file
 from dan_mm.hub import download
 from dan_mm.models.retinaface_weights import WEIGHTS, convert_file
 
@@ -55,11 +55,9 @@ def build_original(name: str,
     reference = runpy.run_path(
         osp.join(ROOT, 'tests', 'retinaface_reference.py'))
     network = reference['RetinaFace'](name).eval()
-    with weights_only():
-        state_dict = torch.load(weights, map_location='cpu')
     network.load_state_dict({
         re.sub(r'^module\.', '', key): value
-        for key, value in state_dict.items()
+        for key, value in load_file(weights).items()
     })
     return lambda img: reference['detect'](network, img)
 

@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 
 from dan_mm.apis.model_index import find_configs
-from dan_mm.checkpoint import CheckpointLoadError, check_weights, weights_only
+from dan_mm.checkpoint import check_weights, load_file
 from dan_mm.datasets import RAFDB, SFEW, AffectNet, FERPlus
 from dan_mm.description import describe
 from dan_mm.files import atomic_write, check_file
@@ -162,14 +162,9 @@ def main(argv: Optional[Iterable[str]] = None) -> None:
 
     try:
         check_file(args.dst, [args.src])
-        with weights_only():
-            checkpoint = torch.load(args.src, map_location='cpu')
-        state_dict = convert(checkpoint, args.src)
-    except (CheckpointLoadError, ValueError) as error:
+        state_dict = convert(load_file(args.src), args.src)
+    except ValueError as error:
         raise SystemExit(str(error))
-    except OSError as error:
-        raise SystemExit(f'Cannot read the checkpoint {args.src}: {error}. '
-                         'Expected a file. Check the path.')
     meta = {}
     if args.dataset:
         classes = METAINFO[args.dataset]['classes']
