@@ -2,6 +2,7 @@
 """Training, resuming and testing, as a user runs them."""
 import json
 import os
+import os.path as osp
 import pickle
 import re
 import shutil
@@ -19,6 +20,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from dan_mm import cli
 from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.cli.config import check_start
 from dan_mm.engine import CheckpointFitHook
 
 
@@ -135,9 +137,9 @@ def test_checkpoints_carry_centres_and_class_names(trained):
 
 
 @pytest.mark.parametrize('method, options, message', [
-    ('dan', dict(model__neck__num_heads=2), 'neck.heads.2.* is left over'),
+    ('dan', dict(model__neck__num_heads=2), 'neck.heads.2.* is unexpected'),
     ('dan', dict(model__head__num_classes=7), 'head.fc.weight.*8.*7'),
-    ('resnet18', {}, 'does not fit .*neck.heads.* is left over.*Use it with'),
+    ('resnet18', {}, 'does not fit .*neck.heads.* is unexpected.*Use it with'),
     ('dan',
      dict(
          test_dataloader__dataset__target_classes=('happiness', 'neutral',
@@ -231,7 +233,7 @@ def test_tools_are_safe_with_any_config(tool, tmp_path):
     checkpoints."""
     (tmp_path / 'config.py').write_text(
         "raise SystemExit(__import__('mmengine.runner', fromlist=['']).Check"
-        "pointLoader.load_checkpoint.__module__)")
+        "pointLoader._get_checkpoint_loader('x.pth').__module__)")
     code, output = run(tool, tmp_path / 'config.py',
                        *(['x.pth'] if tool != 'train' else []))
     assert code == 1 and output.endswith('dan_mm.checkpoint\n'), output
@@ -356,7 +358,7 @@ def test_finetuning_needs_all_weights(trained, tmp_path):
     folder = own_folder(tmp_path / 'mine')
     # Of another width, of other heads, without heads.
     for options, message in (
-        (['model.neck.num_heads=2'], 'neck.heads.2.* is left over'),
+        (['model.neck.num_heads=2'], 'neck.heads.2.* is unexpected'),
         ([
             'model.backbone.base_channels=32', 'model.neck.in_channels=256',
             'model.head.in_channels=256'
@@ -465,16 +467,25 @@ def test_a_broken_image_is_named(ferplus_root, tmp_path):
         runner(root, tmp_path / 'work').train()
 
 
-def test_missing_pretrained_weights_are_explained(ferplus_root, tmp_path):
-    start = runner(
-        ferplus_root,
-        tmp_path,
-        model__backbone__init_cfg=dict(
-            type='Pretrained',
-            checkpoint='nowhere/resnet18_msceleb.pth',
-            prefix='backbone'))
-    with pytest.raises(
-            FileNotFoundError,
-            match='github.com/yaoing/DAN.*dan_to_mmpretrain.py.*'
-            'resnet18_8xb32_in1k.*model.backbone.init_cfg=None'):
-        start.train()
+@pytest.mark.parametrize('name, message', [
+    ('dan_rafdb', 'github.com/yaoing/DAN.*dan_to_mmpretrain.*resnet18_8xb32'),
+    ('dan-dlibresnet_ferplus', 'dlib_to_mmpretrain.py FACES'),
+    ('dan_synthface', 'configs/resnet18_synthface.py'),
+    ('dan-augmented_ferplus', 'Train it first: .*configs/dan_ferplus.py'),
+    ('retinaface/retinaface_mobilenet0.25_widerface', 'retinaface_to_mmdet'),
+])
+def test_weights_to_start_from_are_explained(name, message):
+    """By the config that names them, and no others."""
+    cfg = Config.fromfile(f'{ROOT}/configs/{name}.py')
+    with pytest.raises(SystemExit, match=message):
+        check_start(cfg)
+    [path] = cfg.checkpoint_hints
+    os.makedirs(osp.dirname(path))
+    open(path, 'w').close()
+    check_start(cfg)
+    os.remove(path)
+    if cfg.get('load_from'):
+        cfg.load_from = f'other/{path}'
+    else:
+        cfg.model.backbone.init_cfg.checkpoint = f'other/{path}'
+    check_start(cfg)

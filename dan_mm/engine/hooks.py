@@ -1,5 +1,4 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-import re
 from typing import Any, List, Optional, Sequence
 
 import torch
@@ -66,9 +65,7 @@ class ClassCheckHook(Hook):
         self._check_number(runner, runner.test_loop.dataloader.dataset)
 
     def _check_number(self, runner: Runner, dataset: Dataset) -> None:
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
+        model = unwrap(runner.model)
         number = getattr(getattr(model, 'head', None), 'num_classes', None)
         classes = get_classes(dataset)
         if number and classes and number != len(classes):
@@ -78,52 +75,61 @@ class ClassCheckHook(Hook):
                 f'{classes}. Set `model.head.num_classes` to their number.')
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """Get the model out of wrappers for distributed training and TTA."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
 def compare_weights(model: nn.Module,
                     weights: dict,
                     share: Optional[float] = None,
                     optional: str = '') -> List[str]:
-    """Load weights, or list what does not fit.
+    """List the weights that do not fit a model, which stays as it is.
 
     Args:
-        model (nn.Module): The model, which gets the weights that fit.
+        model (nn.Module): The model.
         weights (dict[str, Tensor]): The weights.
-        share (float, optional): Which share of the model's weights is enough.
-            Defaults to None: all of them, and no other.
+        share (float, optional): The share of the model's weights that is
+            enough. Defaults to None: all of them, and no other.
         optional (str): The beginning of names that need not fit. Defaults to
             ''.
 
     Returns:
-        list[str]: What is missing, left over, or of another shape; empty if
+        list[str]: What is missing, unexpected, or of another shape; empty if
         all fits.
     """
-    # PyTorch fills in what it did not save at first.
-    own = [
-        key for key in model.state_dict() if 'num_batches_tracked' not in key
-    ]
-    weights = {
-        re.sub(r'^module\.', '', key): value
-        for key, value in weights.items()
+    own = model.state_dict()
+    before = {
+        key: value.clone()
+        for key, value in own.items() if isinstance(value, torch.Tensor)
     }
     try:
-        # It raises where a weight has another shape.
+        # Only loading tells, since networks convert weights of other versions
+        # and sizes. It raises where a weight has another shape.
         keys = model.load_state_dict(weights, strict=False)
     except Exception as error:
-        # Networks convert weights of other versions before that.
         first, *lines = str(error).splitlines() or [type(error).__name__]
         return [line.strip() for line in lines] or [first]
+    finally:
+        for key, value in before.items():
+            own[key].copy_(value)
     if share is not None:
-        found = len(set(own).difference(keys.missing_keys))
-        if found >= max(share * len(own), 1):
+        # PyTorch fills in the number of batches, which it did not always save.
+        known = [key for key in own if 'num_batches_tracked' not in key]
+        found = len(set(known).difference(keys.missing_keys))
+        if found >= max(share * len(known), 1):
             return []
         return [
             f'of its {len(weights)} weights {found or "none"} '
             f'{"have names" if found > 1 else "has a name"} that the model '
-            f'knows, which has {len(own)}'
+            f'knows, which has {len(known)}'
         ]
     return [
         f'{key} is {what}'
         for names, what in ((keys.missing_keys, 'missing'),
-                            (keys.unexpected_keys, 'left over'))
+                            (keys.unexpected_keys, 'unexpected'))
         for key in names if not (optional and key.startswith(optional))
     ]
 
@@ -171,22 +177,21 @@ class CheckpointFitHook(Hook):
             CheckpointLoadError: If a weight has another shape, or less than
                 half of the part gets weights.
         """
-        # A test has its config.
+        # A test runs with the config of its training.
         if not isinstance(runner._train_loop, BaseLoop):
             return
-        model = runner.model
-        model = model.module if is_model_wrapper(model) else model
-        for name, module in model.named_modules():
+        for name, module in unwrap(runner.model).named_modules():
             starts = getattr(module, 'init_cfg', None) or []
             for start in [starts] if isinstance(starts, dict) else starts:
                 if WEIGHT_INITIALIZERS.get(start['type']) is PretrainedInit:
-                    self._compare_start(f'model.{name}'.rstrip('.'),
-                                        module, start['checkpoint'],
-                                        start.get('prefix'))
+                    path = start['checkpoint']
+                    hint = runner.cfg.get('checkpoint_hints', {}).get(path, '')
+                    self._compare_start(f'model.{name}'.rstrip('.'), module,
+                                        path, start.get('prefix'), hint)
 
     @staticmethod
     def _compare_start(name: str, module: nn.Module, path: str,
-                       prefix: Optional[str]) -> None:
+                       prefix: Optional[str], hint: str) -> None:
         weights = CheckpointLoader.load_checkpoint(
             path, map_location='cpu', logger='silent')['state_dict']
         prefix = f'{prefix.rstrip(".")}.' if prefix else ''
@@ -199,7 +204,7 @@ class CheckpointFitHook(Hook):
             raise CheckpointLoadError(
                 f'The weights {path} do not fit {name}: '
                 f'{list_some(problems)}. Set `{name}.init_cfg` to weights of '
-                'this network, with their `prefix`, or to None.')
+                f'this network, with their `prefix`, or to None. {hint}')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the weights of the checkpoint and of the model.
@@ -209,7 +214,7 @@ class CheckpointFitHook(Hook):
             checkpoint (dict): The loaded checkpoint.
 
         Raises:
-            CheckpointLoadError: If a weight is missing, left over or of
+            CheckpointLoadError: If a weight is missing, unexpected or of
                 another shape, or training can't resume from it.
         """
         self.classes = (checkpoint['meta'].get('dataset_meta')
@@ -221,15 +226,12 @@ class CheckpointFitHook(Hook):
                 'The checkpoint has no state of the optimizer, expected one '
                 'to resume from. Use `epoch_<number>.pth`; the best ones are '
                 'weights only, to start from with `--cfg-options load_from=`.')
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
         # A tenth, since heads can be larger than the backbone that is known.
-        # The class centres are for training only; a head of other classes was
-        # dropped.
+        # The class centres are for training only.
+        model, weights = unwrap(runner.model), checkpoint['state_dict']
         problems = compare_weights(
             model,
-            checkpoint['state_dict'],
+            weights,
             share=0.1 if self.partial else None,
             optional='head.' if self.new_classes else 'head.loss_')
         if problems:
@@ -237,6 +239,11 @@ class CheckpointFitHook(Hook):
                 'The checkpoint does not fit the model of this config: '
                 f'{list_some(problems)}. Use it with the config that it was '
                 'trained with.')
+        if self.new_classes:
+            # What hooks copy, such as a moving average, is the fresh head.
+            for key, value in model.state_dict().items():
+                if key.startswith('head.'):
+                    weights.setdefault(key, value.clone())
         if runner._resume:
             check_training_state(runner, checkpoint)
 
@@ -299,24 +306,22 @@ class CheckpointFitHook(Hook):
 
     def _drop_other_head(self, runner: Runner, checkpoint: dict) -> None:
         """Drop the weights of a head that tells other classes apart."""
-        dataset = runner.train_loop.dataloader.dataset
-        classes = get_classes(dataset)
+        classes = get_classes(runner.train_loop.dataloader.dataset)
         if not classes or self.classes and tuple(self.classes) == classes:
             return
         weights = checkpoint['state_dict']
-        head = [
-            key for key in weights
-            if re.sub(r'^module\.', '', key).startswith('head.')
-        ]
+        head = [key for key in weights if key.startswith('head.')]
         for key in head:
             del weights[key]
         if head:
+            # `state_dict` has the averaged weights already.
+            checkpoint.pop('ema_state_dict', None)
             known = tuple(self.classes) if self.classes else 'unknown names'
             runner.logger.info(
                 f'The checkpoint has the classes {known}, the data set has '
                 f'{classes}: the head starts fresh, with its '
                 f'{len(head)} weights and statistics ('
-                f'{", ".join(key.split("head.", 1)[1] for key in head)}).')
+                f'{", ".join(key[len("head."):] for key in head)}).')
 
 
 @HOOKS.register_module()

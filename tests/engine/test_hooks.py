@@ -5,7 +5,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-import dan_mm.engine  # noqa: F401
+from dan_mm.engine.hooks import compare_weights
 
 
 class Diverging(BaseModel):
@@ -45,3 +45,23 @@ def test_diverged_training_stops_before_it_is_saved(wrong, interval, tmp_path):
 def test_training_goes_on_otherwise(tmp_path):
     train([1., 2., 3.], tmp_path, 2)
     assert (tmp_path / 'epoch_2.pth').is_file()
+
+
+@pytest.mark.parametrize('change', [
+    lambda weights: None,
+    lambda weights: weights.pop('weight'),
+    lambda weights: weights.update(weight=torch.ones(3, 3)),
+    lambda weights: weights.update(other=torch.ones(1)),
+], ids=['all', 'missing', 'shape', 'unexpected'])  # yapf: disable
+def test_a_comparison_changes_nothing(change):
+    model = torch.nn.BatchNorm1d(2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    weights = {key: value + 5 for key, value in before.items()}
+    change(weights)
+    given = dict(weights)
+    fits = not compare_weights(model, weights)
+    assert fits == (
+        set(weights) == set(before) and weights['weight'].shape == (2, ))
+    assert weights == given
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key

@@ -114,6 +114,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             f'({list_some(problems) or "all weights fit"}), or its head '
             f'{head} is none of {sorted(LAST)}, expected both. Give the '
             'config of the checkpoint.')
+    model.load_state_dict(weights, strict=False)
 
     logits, labels = predict(model, cfg.val_dataloader)
     before = say('validation, as trained', logits, labels)
