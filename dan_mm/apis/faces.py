@@ -7,11 +7,11 @@ import torch
 from mmcv.cnn import fuse_conv_bn
 from mmcv.transforms import Compose
 from mmengine.device import get_device
-from mmengine.registry import DefaultScope
 
 from dan_mm.datasets.loading import prepare_image
 from dan_mm.models.retinaface import Detections, RetinaFace
 from dan_mm.models.retinaface_weights import get_weights
+from dan_mm.scope import default_scope
 
 
 def choose_device(device: Optional[str] = None) -> str:
@@ -165,7 +165,7 @@ class _MMDetFinder:
 
         # `init_detector` leaves its scope behind, where it would break what
         # the caller builds next.
-        with DefaultScope.overwrite_default_scope('mmdet'):
+        with default_scope('mmdet'):
             model = init_detector(config, checkpoint, device=device)
             load, *rest = get_test_pipeline_cfg(model.cfg)
             load.type = 'mmdet.LoadImageFromNDArray'

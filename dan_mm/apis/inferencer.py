@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import DefaultScope
 from mmpretrain.apis import ImageClassificationInferencer
 
 from dan_mm.datasets import AlignFace
@@ -22,6 +21,7 @@ from dan_mm.description import (MAX_TENSOR, WITH_CONFIG, build_classifier,
 from dan_mm.engine.hooks import compare_weights, list_some
 from dan_mm.models import MAN
 from dan_mm.reading import InputImage, MediaReader, describe
+from dan_mm.scope import default_scope
 from .faces import Face, FaceDetector, choose_device
 from .find_model import FoundModel, find_model
 from .media import Source, batches, expand, read
@@ -186,7 +186,9 @@ class FERInferencer:
         if batch_size < 1:
             raise ValueError(f'Got batch_size={batch_size}, expected at '
                              'least 1.')
-        found = find_model(model, config)
+        # A config changes the process while it is read.
+        with default_scope('mmpretrain'):
+            found = find_model(model, config)
         self.device = choose_device(device)
         self.batch_size = batch_size
         self._reader = MediaReader()
@@ -243,7 +245,7 @@ class FERInferencer:
         return classes
 
     def _build(self, found: FoundModel) -> ImageClassificationInferencer:
-        with DefaultScope.overwrite_default_scope('mmpretrain'):
+        with default_scope('mmpretrain'):
             model = build_classifier(found.description, found.weights,
                                      found.path)
             problems = compare_weights(
@@ -425,8 +427,9 @@ class FERInferencer:
         if aligned:
             found = [[None]] * len(whole)
         else:
-            if self.detector is None:
-                self.detector = FaceDetector(device=self.device)
+            with default_scope('mmpretrain'):  # only one thread builds it
+                self.detector = self.detector or FaceDetector(
+                    device=self.device)
             found = try_find_faces(self.detector, [img for img, _ in whole])
         faces = []
         for (img, result), several in zip(whole, found):
