@@ -13,7 +13,6 @@ import os.path as osp
 import re
 import threading
 import zipfile
-from collections import OrderedDict
 from numbers import Real
 from typing import Any, Callable, Optional, Tuple
 from urllib.parse import urlparse
@@ -101,8 +100,8 @@ def _without_attributes(value: Any, memo: dict) -> Any:
     if isinstance(value, torch.Tensor):
         copy = torch.Tensor.detach(value)
     elif isinstance(value, dict):
-        copy = OrderedDict() if isinstance(value, OrderedDict) else {}
-        memo[id(value)] = copy
+        # A dict, an OrderedDict or a Counter
+        copy = memo[id(value)] = type(value)()
         for key, item in dict.items(value):
             copy[key] = _without_attributes(item, memo)
         # The versions of modules, from `Module.state_dict`

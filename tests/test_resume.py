@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 from tiny_training import assert_same, config, load
 
+from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.engine import CheckpointFitHook
 from dan_mm.engine.checkpoint_hook import AtomicLocalBackend
 
@@ -256,6 +257,73 @@ def test_weights_alone_are_not_resumed(ferplus_root, tmp_path):
     runner.register_hook(CheckpointFitHook())
     with pytest.raises(ValueError, match='no state of the optimizer.*epoch_'):
         runner.train()
+
+
+def one_cycle(epochs):
+    return [
+        dict(
+            type='OneCycleLR',
+            eta_max=0.1,
+            total_steps=epochs,
+            by_epoch=True,
+            convert_to_iter_based=True)
+    ]
+
+
+def cosine(epochs):
+    return [
+        dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=4),
+        dict(type='CosineAnnealingLR', T_max=epochs, end=epochs)
+    ]
+
+
+def steps(epochs):
+    return [
+        dict(type='MultiStepLR', milestones=[1, epochs - 1]),
+        dict(type='CosineAnnealingMomentum', T_max=epochs, end=epochs)
+    ]
+
+
+@pytest.mark.parametrize('schedule', [one_cycle, cosine, steps])
+def test_a_longer_schedule_is_continued(ferplus_root, tmp_path, schedule):
+    """With the rates that it would have had from the start."""
+
+    class Rates(Hook):
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            rates[runner.epoch, batch_idx] = {
+                key: list(values)
+                for get in (runner.optim_wrapper.get_lr,
+                            runner.optim_wrapper.get_momentum)
+                for key, values in get().items()
+            }
+
+    def train(epochs, resume=False, name='work', scheduler=None):
+        rates.clear()
+        cfg = config(
+            ferplus_root,
+            tmp_path / name,
+            train_cfg__max_epochs=epochs,
+            default_hooks__checkpoint__save_best=None,
+            train_dataloader__dataset__indices=16)
+        cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
+        cfg.update(resume=resume, param_scheduler=scheduler)
+        runner = Runner.from_cfg(cfg)
+        runner.register_hook(CheckpointFitHook())
+        runner.register_hook(Rates())
+        runner.train()
+        return dict(rates)
+
+    rates = {}
+    train(2, scheduler=schedule(2))
+    resumed = train(4, resume=True, scheduler=schedule(4))
+    whole = train(4, name='whole', scheduler=schedule(4))
+    assert set(resumed) == {(2, 0), (2, 1), (3, 0), (3, 1)}
+    for key, values in resumed.items():
+        assert values == whole[key], key
+    if schedule is one_cycle:
+        with pytest.raises(CheckpointLoadError, match='total_steps.* is 2'):
+            train(6, resume=True, scheduler=schedule(1))
 
 
 def test_accumulated_gradients_are_warned_of(ferplus_root, tmp_path):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.description import check_description, describe
-from .training_state import check_training_state
+from .training_state import check_training_state, continue_schedule
 
 
 def get_classes(dataset: Dataset) -> Optional[tuple]:
@@ -246,6 +246,7 @@ class CheckpointFitHook(Hook):
                     weights.setdefault(key, value.clone())
         if runner._resume:
             check_training_state(runner, checkpoint)
+            continue_schedule(runner, checkpoint)
 
     def after_test_iter(self,
                         runner: Runner,

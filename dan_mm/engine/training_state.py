@@ -1,6 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """What a checkpoint has to hold for training to resume from it."""
 import math
+import warnings
 from copy import deepcopy
 from numbers import Integral, Real
 from typing import Any, Iterator
@@ -44,9 +45,72 @@ def check_training_state(runner: Runner, checkpoint: dict) -> None:
                               max(meta['epoch'], meta['iter']))
     except ValueError as error:
         raise CheckpointLoadError(
-            f'Training can not resume from the checkpoint: {error}. Use '
+            f'Training cannot resume from the checkpoint: {error}. Use '
             '`epoch_<number>.pth` of a training with this config; of others '
             'only the weights, with `--cfg-options load_from=`.') from None
+
+
+# What changes in training
+PROGRESS = frozenset(('_global_step', '_last_value', 'best',
+                      'cooldown_counter', 'last_step', 'num_bad_epochs'))
+
+
+def continue_schedule(runner: Runner, checkpoint: dict) -> None:
+    """Continue on the schedule of the config where it is not the checkpoint's.
+
+    MMEngine would go on with the latter, even where it has come to its end.
+
+    Args:
+        runner (Runner): The runner, with its optimizer and schedulers, which
+            are then overwritten with the states in the checkpoint.
+        checkpoint (dict): The loaded checkpoint, whose states are replaced.
+
+    Raises:
+        CheckpointLoadError: If the schedule of the config ends before the
+            checkpoint, or cannot be continued.
+    """
+    schedulers = runner.param_schedulers or []
+    states = checkpoint.get('param_schedulers') or []
+    several = isinstance(schedulers, dict)  # of several optimizers
+    pairs = zip(schedulers, states)
+    if several:
+        pairs = (
+            pair for name in schedulers
+            for pair in zip(schedulers[name], states[name]))
+    changes = [
+        f'{key} of {type(own).__name__} is {value!r:.60}, in the checkpoint '
+        f'{state[key]!r:.60}' for own, state in pairs
+        for key, value in own.state_dict().items()
+        if key not in PROGRESS and value != state[key]
+    ]
+    if not changes:
+        return
+    epochs, iters = (checkpoint['meta'][key] for key in ('epoch', 'iter'))
+    try:
+        if several or any(hasattr(one, 'monitor') for one in schedulers):
+            raise ValueError('it cannot be continued')
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about steps of the optimizer
+            for i in range(1, iters + 1):
+                end = epochs and i * epochs % iters < epochs
+                for by_epoch in (False, True) if end else (False, ):
+                    for scheduler in schedulers:
+                        if scheduler.by_epoch == by_epoch:
+                            scheduler.step()
+    except ValueError as error:
+        raise CheckpointLoadError(
+            'Training cannot resume on the schedule of this config: '
+            f'{changes[0]} ({error}). Give the schedule of the checkpoint, or '
+            'start a new training from its weights, with `--cfg-options '
+            'load_from=`.') from None
+    state = deepcopy(runner.optim_wrapper.state_dict())
+    for key in state.keys() & {'param_groups', 'base_param_settings'}:
+        checkpoint['optimizer'][key] = state[key]
+    checkpoint['param_schedulers'] = [one.state_dict() for one in schedulers]
+    runner.logger.warning(
+        'Training continues on the schedule of this config, which is not '
+        f'that of the checkpoint: {changes[0]}. The learning rate is '
+        f'{state["param_groups"][0]["lr"]:.3g}.')
 
 
 def _expect(fits: bool, place: str, expected: str) -> None:
