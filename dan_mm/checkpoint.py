@@ -105,12 +105,14 @@ def _without_attributes(value: Any, memo: dict) -> Any:
         for key, item in dict.items(value):
             copy[key] = _without_attributes(item, memo)
         # The versions of modules, from `Module.state_dict`
-        versions = getattr(value, '_metadata', None)
-        if isinstance(versions, dict) and all(
-                isinstance(item, dict)
-                and isinstance(item.get('version', 1), int)
-                for item in dict.values(versions)):
-            copy._metadata = _without_attributes(versions, memo)
+        modules = getattr(value, '_metadata', None)
+        if isinstance(modules, dict):
+            copy._metadata = {
+                name: dict(version=item['version'])
+                for name, item in dict.items(modules)
+                if isinstance(item, dict)
+                and isinstance(item.get('version'), int)
+            }
     elif type(value) in (list, tuple):
         copy = type(value)(_without_attributes(item, memo) for item in value)
     memo[id(value)] = copy
@@ -118,8 +120,8 @@ def _without_attributes(value: Any, memo: dict) -> Any:
 
 
 def load_file(path: str, map_location: Any = 'cpu') -> Any:
-    """Load weights and plain data from a file, whatever it is called, without
-    running anything in it.
+    """Load weights and plain data from a file, without running anything in
+    it.
 
     Args:
         path (str): The path of a file that :func:`torch.save` wrote.
@@ -234,14 +236,6 @@ def _get_dict(holder: dict, key: str) -> Optional[dict]:
     return value if isinstance(value, dict) else None
 
 
-def _strip(weights: dict) -> dict:
-    """Strip the names that a model has in a wrapper, such as that of
-    distributed training."""
-    if not any(key.startswith('module.') for key in weights):
-        return weights
-    return {re.sub(r'^module\.', '', key): weights[key] for key in weights}
-
-
 def _check_checkpoint(checkpoint: Any, path: str) -> dict:
     """Check what all users of a checkpoint read."""
     if not isinstance(checkpoint, dict):
@@ -256,8 +250,11 @@ def _check_checkpoint(checkpoint: Any, path: str) -> dict:
             f'dan_to_mmpretrain.py {path} NEW.pth --dataset rafdb`.')
     if 'state_dict' not in checkpoint:
         checkpoint = dict(state_dict=checkpoint)
-    check_weights(checkpoint['state_dict'], f'The checkpoint {path}')
-    weights = checkpoint['state_dict'] = _strip(checkpoint['state_dict'])
+    weights = checkpoint['state_dict']
+    check_weights(weights, f'The checkpoint {path}')
+    # The names in a wrapper, such as that of distributed training
+    for key in [key for key in weights if key.startswith('module.')]:
+        weights[key[len('module.'):]] = weights.pop(key)
     average = checkpoint.get('ema_state_dict')
     if average is not None:
         check_weights(average, f'The checkpoint {path}')
@@ -294,18 +291,11 @@ def _check_checkpoint(checkpoint: Any, path: str) -> dict:
 
 
 def _clean_messages(hub: Any) -> Optional[dict]:
-    """Take over the numbers that MMEngine noted in training.
+    """Keep only the numbers of the ``message_hub`` of a checkpoint.
 
-    The rest is left out: MMEngine deletes and overwrites files whose names it
-    finds there, and executes a config.
-
-    Args:
-        hub (Any): ``message_hub`` of a checkpoint.
-
-    Returns:
-        dict | None: The same without the rest, or None if it is something
-        else. ``best_step`` is the epoch or iteration in the name of
-        ``best_ckpt``.
+    MMEngine deletes and overwrites files that the rest names, and executes a
+    config there. ``best_step`` is the epoch or iteration in the name of
+    ``best_ckpt``. Returns None if it is something else.
     """
     if not isinstance(hub, dict) or not all(
             isinstance(hub.get(part), dict)
@@ -428,19 +418,8 @@ def load_from_storage(filename: str, map_location: Any = None) -> dict:
 
 
 def load_classes(filename: str) -> Optional[Tuple[str, ...]]:
-    """Load the names of the classes that a checkpoint was trained on.
-
-    Args:
-        filename (str): The path or URL of the checkpoint.
-
-    Returns:
-        tuple[str] | None: The names, where the checkpoint has them.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointLoadError: If the file holds more than weights and plain
-            data, or is broken.
-    """
+    """Load the names of the classes that a checkpoint was trained on, if it
+    has them: see :func:`load_from_local`."""
     checkpoint = CheckpointLoader.load_checkpoint(
         filename, map_location='cpu', logger=None)
     classes = (checkpoint['meta'].get('dataset_meta') or {}).get('classes')

@@ -173,9 +173,8 @@ class _Checker:
             raise ValueError(f'{place} is larger than any model needs')
         if isinstance(value, dict):
             return {
-                self.key(key, place): self.argument(key, item, place, types,
-                                                    depth)
-                for key, item in value.items()
+                name: self.argument(name, item, place, types, depth)
+                for name, item in value.items()
             }
         if isinstance(value, (list, tuple)):
             copied = [
@@ -197,35 +196,20 @@ class _Checker:
             value, (int, float, str)) else f'a {type(value).__name__}'
         raise ValueError(f'{place} is {found}')
 
-    def argument(self, key: str, value: Any, place: str, types: frozenset,
+    def argument(self, name: Any, value: Any, place: str, types: frozenset,
                  depth: int) -> Any:
         """Copy an argument."""
-        if key == 'type':
-            return self.type(value, place, types)
-        types = self.types(key, types)
-        if key in TYPES:
-            return self.type(value, place, types)
-        return self.copy(value, f'{place}.{key}', types, key, depth + 1)
-
-    @staticmethod
-    def key(key: Any, place: str) -> str:
-        name = isinstance(key, str) and key.isidentifier()
-        if name and not key.startswith('_') and key not in REFUSED:
-            return key
-        raise ValueError(f'{place} has the argument {short(key)}')
-
-    @staticmethod
-    def types(key: Any, types: frozenset) -> frozenset:
-        """What ``type`` may name in the value of a key."""
-        if types is HEADS and str(key).startswith('loss'):
-            return LOSSES
-        return LAYERS
-
-    @staticmethod
-    def type(name: Any, place: str, types: frozenset) -> str:
-        if isinstance(name, str) and name in types:
-            return name
-        raise ValueError(f'{place} has the type {short(name)}')
+        if not isinstance(name, str) or not name.isidentifier() or (
+                name.startswith('_') or name in REFUSED):
+            raise ValueError(f'{place} has the argument {short(name)}')
+        if name != 'type':
+            loss = types is HEADS and name.startswith('loss')
+            types = LOSSES if loss else LAYERS
+        if name not in TYPES:
+            return self.copy(value, f'{place}.{name}', types, name, depth + 1)
+        if not isinstance(value, str) or value not in types:
+            raise ValueError(f'{place} has the type {short(value)}')
+        return value
 
 
 def check_metainfo(metainfo: Any, path: str) -> dict:
@@ -250,7 +234,7 @@ def check_metainfo(metainfo: Any, path: str) -> dict:
         }
     except ValueError as error:
         raise ValueError(
-            f"The 'dataset_meta' of the checkpoint {path} can not be used: "
+            f"The 'dataset_meta' of the checkpoint {path} cannot be used: "
             f'{error}, expected names, licence and alignment of its data. Get '
             'the checkpoint again from its author.') from None
 
@@ -308,7 +292,7 @@ def check_description(model: Any, pipeline: Any, path: str) -> Description:
                              'ResizeEdge not as the first')
     except ValueError as error:
         raise ValueError(
-            f'The description of the model in {path} can not be used: '
+            f'The description of the model in {path} cannot be used: '
             f'{error}. Expected an image classifier of the classes that '
             f'dan_mm/description.py lists, with plain arguments. '
             f'{WITH_CONFIG}') from None
@@ -358,7 +342,7 @@ def build_classifier(description: Description, weights: Dict[str,
         ImageClassifier: The classifier, in evaluation mode.
 
     Raises:
-        ValueError: If it can't be built.
+        ValueError: If it cannot be built.
     """
     # Buffers and class centres are made beside what is stored.
     tensors = 2 * len(weights) + 1000
@@ -368,7 +352,7 @@ def build_classifier(description: Description, weights: Dict[str,
             return MODELS.build(description.model).eval()
     except Exception as error:
         raise ValueError(
-            f'The model that {path} describes can not be built '
+            f'The model that {path} describes cannot be built '
             f'({type(error).__name__}: {str(error):.300}). Expected arguments '
             'that fit its classes.') from error
 

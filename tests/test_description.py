@@ -117,7 +117,7 @@ def test_everything_else_is_refused(place, value):
     for key in parents:
         holder = holder[int(key) if isinstance(holder, list) else key]
     holder[int(last) if isinstance(holder, list) else last] = value
-    with pytest.raises(ValueError, match='a.pth can not be used: .*`config`'):
+    with pytest.raises(ValueError, match='a.pth cannot be used: .*`config`'):
         check_description(model, pipeline, 'a.pth')
 
 
@@ -125,7 +125,7 @@ def test_everything_else_is_refused(place, value):
                                             ([], PIPELINE), (MODEL, {}),
                                             ({}, PIPELINE)])
 def test_none(model, pipeline):
-    with pytest.raises(ValueError, match='a.pth can not be used'):
+    with pytest.raises(ValueError, match='a.pth cannot be used'):
         check_description(model, pipeline, 'a.pth')
 
 
@@ -140,7 +140,7 @@ def test_what_can_not_be_built(arguments):
     model = deepcopy(MODEL)
     model['backbone'].update(arguments)
     described = check_description(model, PIPELINE, 'a.pth')
-    with pytest.raises(ValueError, match='a.pth describes can not be built'):
+    with pytest.raises(ValueError, match='a.pth describes cannot be built'):
         build_classifier(described, dict(a=torch.zeros(9)), 'a.pth')
 
 

@@ -198,7 +198,7 @@ def test_a_sum_is_divided_by_the_processes(two):
 
 
 def options(root, **others):
-    """A small training of 15 pictures: the last of two processes has one
+    """A small training of 15 images: the last of two processes has one
     less."""
     values = {
         'randomness.seed': 0,
@@ -266,7 +266,7 @@ def test_train_and_test(ferplus_root, tmp_path):
     ]
     outputs = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], '\n'.join(outputs)
-    assert '[2/2]' in outputs[0]  # batches of 4 of 8 pictures
+    assert '[2/2]' in outputs[0]  # batches of 4 of 8 images
 
     ranks = [
         torch.load(tmp_path / f'rank{rank}.pth', weights_only=False)

@@ -129,7 +129,7 @@ def test_killed_training_ends_with_the_same_bits(ferplus_root, tmp_path):
 
 
 class Record(Hook):
-    """The pictures of each batch, after the augmentation."""
+    """The images of each batch, after the augmentation."""
 
     def __init__(self, stop=None):
         self.batches = {}
@@ -153,7 +153,7 @@ def record(cfg, stop=None):
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_pictures_do_not_depend_on_workers(ferplus_root, tmp_path, workers):
+def test_images_do_not_depend_on_workers(ferplus_root, tmp_path, workers):
     options = dict(randomness=dict(seed=1), train_cfg__max_epochs=2)
     two, runner = record(
         config(

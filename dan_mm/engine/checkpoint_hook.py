@@ -11,16 +11,17 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpretrain.registry import HOOKS
 
+from dan_mm.files import atomic_write
 from .work_folder import find_resumable, is_regular
 
 # The message in a checkpoint that says which epoch was validated.
 VALIDATED = 'validated_epoch'
+ATOMIC = dict(backend='atomic')
 
 
 @register_backend('atomic', force=True)
 class AtomicLocalBackend(LocalBackend):
-    """Files on this machine that are whole or not there: they are written
-    under a temporary name, and renamed when they are on the disk."""
+    """Files on this machine with atomic writes."""
 
     def put(self, obj: bytes, filepath: str) -> None:
         """Write bytes to a file.
@@ -30,64 +31,54 @@ class AtomicLocalBackend(LocalBackend):
             filepath (str): The path of the file.
 
         Raises:
-            OSError: If it can't be written. A file that was there before is
+            OSError: If it cannot be written. A file that was there before is
                 still there.
         """
-        partial = f'{filepath}.partial'
         try:
-            os.makedirs(osp.dirname(osp.abspath(filepath)), exist_ok=True)
-            # It may be a link.
-            with suppress(FileNotFoundError):
-                os.remove(partial)
-            with open(partial, 'xb') as file:
+            # A killed training leaves a file that the next one replaces.
+            with atomic_write(
+                    filepath,
+                    keep_partial=True) as partial, open(partial, 'xb') as file:
                 file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, filepath)
         except OSError as error:
-            if osp.isfile(partial):
-                os.remove(partial)
+            with suppress(OSError):
+                os.remove(f'{filepath}.partial')
             raise OSError(
                 error.errno, f'{error.strerror}: {filepath} was not written, '
-                f'expected {len(obj) / 2**20:.0f} MB of space. What was '
-                'written before is whole: free space, and run the same '
-                'command, for training with `--resume`') from error
+                f'expected {len(obj) / 2**20:.0f} MB of space. Earlier '
+                'checkpoints are intact: free space, and train on with '
+                '`--resume`') from error
 
     def put_text(self,
                  obj: str,
                  filepath: str,
                  encoding: str = 'utf-8') -> None:
-        """Write text to a file.
-
-        See :meth:`put`.
-        """
+        """Write text to a file: see :meth:`put`."""
         self.put(obj.encode(encoding), filepath)
 
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
-    """Save checkpoints so that training can be killed at any moment and the
-    disk can be full, and a whole checkpoint to resume from is there.
+    """Save checkpoints such that training can resume after a crash at any
+    moment, or on a full disk.
 
-    :class:`mmengine.hooks.CheckpointHook` removes an old checkpoint first,
-    writes the new one over its final name, and notes its name last. This hook
-    writes beside, renames, notes the name, and removes last. Training resumes
-    from the newest whole checkpoint of its folder, which may have been moved.
-    No checkpoint names the files that are removed: the numbers in it mean
-    those in the folder that it is in. The epoch that training resumes from is
-    validated, since it could have been killed between the checkpoint and its
-    validation: the best epoch is the same as that of a training without
-    interruption.
+    :class:`mmengine.hooks.CheckpointHook` removes an old checkpoint, then
+    writes the new one in place, then updates ``last_checkpoint``. This hook
+    writes atomically, updates ``last_checkpoint``, and removes the old one
+    last. Training resumes from the newest complete checkpoint of its folder,
+    which may have been moved; no checkpoint names files to remove. If training
+    was interrupted between a checkpoint and its validation, that is made up
+    for, so that the best epoch is the same as without the interruption.
 
-    The arguments are those of :class:`mmengine.hooks.CheckpointHook`. With a
-    ``backend_args`` of another storage the writing is left to that.
+    The arguments are those of :class:`mmengine.hooks.CheckpointHook`. With
+    ``backend_args`` of another storage, writes are left to that.
     """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if self.backend_args is None and self.file_client_args is None and (
                 self.out_dir is None or '://' not in str(self.out_dir)):
-            self.backend_args = dict(backend='atomic')
+            self.backend_args = ATOMIC
         self.replaced = {}  # paths of best checkpoints, by their metrics
 
     def _folder(self, runner: Runner) -> str:
@@ -100,32 +91,24 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_run(self, runner: Runner) -> None:
         """Choose the checkpoint to resume from, unless one was given.
 
-        Args:
-            runner (Runner): The runner.
-
         Raises:
-            CheckpointLoadError: If there are checkpoints, but no whole one.
+            CheckpointLoadError: If there are checkpoints, but no complete one.
         """
         if not runner._resume or runner._load_from is not None or (
-                self.backend_args != dict(backend='atomic')):
+                self.backend_args != ATOMIC):
             return
         path, broken = find_resumable(
             self._folder(runner), runner.work_dir, self.filename_tmpl)
         for name, why in broken.items():
             runner.logger.warning(f'Does not resume from {name}: {why}')
         runner.logger.info(
-            f'Resumes from {path}, the newest whole checkpoint.' if path else
-            'Found no checkpoint to resume from: training begins.')
+            f'Resumes from {path}, the newest complete checkpoint.' if path
+            else 'Found no checkpoint to resume from: training starts.')
         runner._load_from = path
 
     def before_train(self, runner: Runner) -> None:
-        """Prepare the folder, and validate the epoch that training resumes
-        from.
-
-        Args:
-            runner (Runner): The runner.
-        """
-        if self.backend_args == dict(backend='atomic'):
+        """Prepare the folder, and validate the epoch to resume from."""
+        if self.backend_args == ATOMIC:
             self._find_own_files(runner)
         super().before_train(runner)
         loop = runner.train_loop
@@ -172,12 +155,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 runner.message_hub.update_info(f'best_ckpt{suffix}', found[0])
 
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
-        """Note that the epoch was validated, and save the best checkpoint.
-
-        Args:
-            runner (Runner): The runner.
-            metrics (dict): The results.
-        """
+        """Note that the epoch was validated, and save the best checkpoint."""
         runner.message_hub.update_info(VALIDATED, runner.epoch)
         super().after_val_epoch(runner, metrics)
 
@@ -225,7 +203,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if not self.save_best:
             return
         self.replaced = self._get_best()
-        # Without their paths the host can't remove them before the new ones
+        # Without their paths the host cannot remove them before the new ones
         # are there.
         self._set_best(dict.fromkeys(self.replaced))
         try:

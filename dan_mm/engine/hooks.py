@@ -33,9 +33,6 @@ class ClassCheckHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Check the training and the validation set.
 
-        Args:
-            runner (Runner): The runner.
-
         Raises:
             ValueError: If the classes differ.
         """
@@ -55,9 +52,6 @@ class ClassCheckHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Check the test set.
-
-        Args:
-            runner (Runner): The runner.
 
         Raises:
             ValueError: If it has another number of classes than the model.
@@ -170,9 +164,6 @@ class CheckpointFitHook(Hook):
         """Compare weights that parts of the model start from, with
         ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
 
-        Args:
-            runner (Runner): The runner, with its model.
-
         Raises:
             CheckpointLoadError: If a weight has another shape, or less than
                 half of the part gets weights.
@@ -209,13 +200,9 @@ class CheckpointFitHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the weights of the checkpoint and of the model.
 
-        Args:
-            runner (Runner): The runner, with its model.
-            checkpoint (dict): The loaded checkpoint.
-
         Raises:
             CheckpointLoadError: If a weight is missing, unexpected or of
-                another shape, or training can't resume from it.
+                another shape, or training cannot resume from it.
         """
         self.classes = (checkpoint['meta'].get('dataset_meta')
                         or {}).get('classes')
@@ -256,12 +243,6 @@ class CheckpointFitHook(Hook):
         """Refuse scores that are no numbers: as an accuracy they would be 0.
 
         Validation does so, too.
-
-        Args:
-            runner (Runner): The runner.
-            batch_idx (int): The index of the batch.
-            data_batch (Any, optional): The batch. Defaults to None.
-            outputs (Sequence, optional): The predictions. Defaults to None.
 
         Raises:
             CheckpointLoadError: If scores are not finite.
@@ -332,11 +313,7 @@ class ChannelsLastHook(Hook):
     for rounding."""
 
     def before_run(self, runner: Runner) -> None:
-        """Reorder the weights.
-
-        Args:
-            runner (Runner): The runner.
-        """
+        """Reorder the weights."""
         runner.model.to(memory_format=torch.channels_last)
 
 
@@ -363,15 +340,7 @@ class FiniteLossHook(Hook):
                          batch_idx: int,
                          data_batch: Optional[dict] = None,
                          outputs: Optional[dict] = None) -> None:
-        """Note whether the loss is finite.
-
-        Args:
-            runner (Runner): The runner.
-            batch_idx (int): The iteration in the epoch.
-            data_batch (dict, optional): Not used. Defaults to None.
-            outputs (dict, optional): With the scalar ``loss``. Defaults to
-                None.
-        """
+        """Note whether the loss is finite."""
         loss = outputs['loss'].detach()
         # The number of the first iteration that is not finite, without
         # waiting for it; 0 if there is none.
@@ -406,11 +375,7 @@ class DescribeModelHook(Hook):
     :mod:`dan_mm.description`."""
 
     def before_train(self, runner: Runner) -> None:
-        """Describe the model.
-
-        Args:
-            runner (Runner): The runner.
-        """
+        """Describe the model."""
         self.description = None
         try:
             description = describe(runner.cfg)
@@ -421,12 +386,7 @@ class DescribeModelHook(Hook):
                 f'Checkpoints will need their config for inference: {error}')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add it to a checkpoint.
-
-        Args:
-            runner (Runner): The runner.
-            checkpoint (dict): What will be saved.
-        """
+        """Add it to a checkpoint."""
         if self.description:
             checkpoint['meta'].update(
                 model=self.description.model,

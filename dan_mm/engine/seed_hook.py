@@ -60,7 +60,7 @@ class EpochSeedHook(Hook):
 
     MMEngine's checkpoints hold no state of random numbers, and its workers
     either go on with theirs from epoch to epoch, or start every epoch with the
-    same. With this hook the order of the pictures, their augmentation and
+    same. With this hook the order of the images, their augmentation and
     dropout are the same with any number of workers, too. A seed that was drawn
     since none was set is taken over from the checkpoint.
 
@@ -72,11 +72,7 @@ class EpochSeedHook(Hook):
     seed = None
 
     def before_train(self, runner: Runner) -> None:
-        """Take over the loading of training batches.
-
-        Args:
-            runner (Runner): The runner.
-        """
+        """Take over the loading of training batches."""
         loader = runner.train_dataloader
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             return
@@ -100,26 +96,16 @@ class EpochSeedHook(Hook):
                 sampler.seed = self.seed
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed the workers.
-
-        Args:
-            runner (Runner): The runner.
-        """
+        """Seed the workers."""
         if self.seed is not None:
             self.epoch.fill_(runner.epoch)
-            # The order of the pictures, of samplers without a seed
+            # The order of the images, of samplers without a seed
             set_seed(self.seed, runner.epoch)
 
     def before_train_iter(self,
                           runner: Runner,
                           batch_idx: int,
                           data_batch: Any = None) -> None:
-        """Seed what the model does with a batch, such as dropout.
-
-        Args:
-            runner (Runner): The runner.
-            batch_idx (int): The index of the batch in the epoch.
-            data_batch (Any, optional): The batch. Defaults to None.
-        """
+        """Seed what the model does with a batch, such as dropout."""
         if self.seed is not None:
             set_seed(self.seed, runner.epoch, get_rank(), batch_idx)

@@ -37,7 +37,7 @@ def check_writable(folder: str) -> None:
         folder (str): The folder.
 
     Raises:
-        SystemExit: If it can't be written to.
+        SystemExit: If it cannot be written to.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -45,7 +45,7 @@ def check_writable(folder: str) -> None:
             pass
     except OSError as error:
         raise SystemExit(
-            f'The work folder {folder} can not be written to '
+            f'The work folder {folder} cannot be written to '
             f'({error.strerror}), expected a folder for checkpoints and logs. '
             'Give another one with --work-dir.')
 
@@ -65,7 +65,7 @@ def use_work_folder(folder: str, config: str) -> Iterator[None]:
         config (str): The file whose copy MMEngine puts there.
 
     Raises:
-        SystemExit: If it can't be written to, or another training uses it.
+        SystemExit: If it cannot be written to, or another training uses it.
     """
     if not _is_first():
         yield
@@ -77,7 +77,7 @@ def use_work_folder(folder: str, config: str) -> Iterator[None]:
             os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0)
             | getattr(os, 'O_NONBLOCK', 0), 0o666)
     except OSError as error:
-        raise SystemExit(f'{osp.join(folder, LOCK)} can not be opened '
+        raise SystemExit(f'{osp.join(folder, LOCK)} cannot be opened '
                          f'({error.strerror}), expected a file. Remove it.')
     try:
         if fcntl:
@@ -103,7 +103,7 @@ def use_work_folder(folder: str, config: str) -> Iterator[None]:
         os.close(lock)
 
 
-def _why_not_whole(path: str) -> Optional[str]:
+def _why_broken(path: str) -> Optional[str]:
     """Say what is wrong with a checkpoint to resume from, if anything is."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -127,7 +127,7 @@ class Resumable(NamedTuple):
 
     Args:
         path (str | None): Its path, or None if there is none.
-        broken (dict[str, str]): Newer ones that are not whole, and why.
+        broken (dict[str, str]): Newer ones that are broken, and why.
     """
     path: Optional[str]
     broken: Dict[str, str]
@@ -136,10 +136,10 @@ class Resumable(NamedTuple):
 def find_resumable(folder: str,
                    work_dir: Optional[str] = None,
                    template: Optional[str] = None) -> Resumable:
-    """Find the newest whole checkpoint of a training.
+    """Find the newest complete checkpoint of a training.
 
-    Only regular files in the folder are looked at: it may have been moved, so
-    paths that MMEngine noted mean nothing.
+    Only regular files in the folder count: it may have been moved, so that
+    the paths that MMEngine noted are wrong.
 
     Args:
         folder (str): The folder with the checkpoints.
@@ -152,7 +152,7 @@ def find_resumable(folder: str,
         Resumable: The checkpoint.
 
     Raises:
-        CheckpointLoadError: If there are checkpoints, but no whole one.
+        CheckpointLoadError: If there are checkpoints, but no complete one.
     """
     pattern = r'(?:epoch|iter)_(\d{1,12})\.pth'
     if template:
@@ -175,13 +175,13 @@ def find_resumable(folder: str,
     for name in sorted(
             steps, key=lambda name: (steps[name] <= end, steps[name]))[::-1]:
         path = osp.join(folder, name)
-        why = _why_not_whole(path)
+        why = _why_broken(path)
         if why is None:
             return Resumable(path, broken)
         broken[name] = why
     if steps:
         raise CheckpointLoadError(
-            f'Found no whole checkpoint in {folder} to resume from '
+            f'Found no complete checkpoint in {folder} to resume from '
             f'({"; ".join(f"{name}: {why}" for name, why in broken.items())})'
             ', expected one. Copy one there, or train in another folder.')
     return Resumable(None, broken)

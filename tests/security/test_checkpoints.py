@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader, Runner, load_state_dict
 from tiny_training import config
 
 from dan_mm import cli
@@ -114,7 +114,15 @@ class Shadowed:
                 iter(self.content.items()))
 
 
-@pytest.mark.parametrize('versions', ['x', {'': 'x'}, {'': dict(version='x')}])
+@pytest.mark.parametrize('versions', [
+    'x', {
+        '': 'x'
+    }, {
+        '': dict(version='x')
+    }, {
+        'head': dict(version=1, assign_to_params_buffers=True)
+    }
+])
 def test_attributes_of_parts(trained, checkpoint, tmp_path, versions):
     """What hides methods of a dictionary, or what modules read, is left
     out."""
@@ -129,7 +137,11 @@ def test_attributes_of_parts(trained, checkpoint, tmp_path, versions):
                         for key, value in checkpoint.items()
                     })):
         loaded = load(content, tmp_path)
-        trained[2].model.load_state_dict(loaded['state_dict'])
+        model = trained[2].model
+        before = dict(model.named_parameters())
+        load_state_dict(model, loaded['state_dict'], strict=True)
+        assert all(param is before[name]
+                   for name, param in model.named_parameters())
         check_training_state(trained[2], loaded)
 
 

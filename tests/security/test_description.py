@@ -82,7 +82,7 @@ def test_no_argument_names_code(tmp_path, monkeypatch, backbone, place,
     path = tmp_path / 'a.pth'
     meta = dict(model=model, test_pipeline=PIPELINE, dataset_meta=METAINFO)
     torch.save(dict(meta=meta, state_dict=dict(a=torch.zeros(1))), path)
-    with pytest.raises(ValueError, match='can not be used: .*evil|Runner'):
+    with pytest.raises(ValueError, match='cannot be used: .*evil|Runner'):
         FERInferencer(str(path))
     assert 'evil' not in sys.modules
 
@@ -135,7 +135,7 @@ def test_metadata_is_bounded(tmp_path, metainfo):
 ])
 def test_inputs_are_bounded(pipeline):
     steps = [*pipeline, dict(type='PackInputs')]
-    with pytest.raises(ValueError, match='can not be used: .*test_pipeline'):
+    with pytest.raises(ValueError, match='cannot be used: .*test_pipeline'):
         check_description(MODEL, steps, 'a.pth')
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""Work folders that were moved, damaged, can't be written to, are in use, or
+"""Work folders that were moved, damaged, cannot be written to, are in use, or
 come from a stranger."""
 import contextlib
 import os
@@ -156,13 +156,13 @@ def test_links_are_not_resumed_from(trained, tmp_path):
     assert path == str(tmp_path / 'epoch_1.pth')
 
 
-def test_no_whole_checkpoint(trained, tmp_path):
+def test_no_complete_checkpoint(trained, tmp_path):
     shutil.copytree(trained[1], tmp_path / 'work')
     for path in (tmp_path / 'work').glob('epoch_*.pth'):
         cut(path)
     with pytest.raises(CheckpointLoadError, match='epoch_2.pth: .*epoch_1'):
         find_resumable(str(tmp_path / 'work'))
-    with pytest.raises(SystemExit, match='no whole checkpoint .*expected'):
+    with pytest.raises(SystemExit, match='no complete checkpoint .*expected'):
         resume(trained, tmp_path / 'work')
     assert find_resumable(str(tmp_path / 'nothing')) == (None, {})
 
@@ -186,7 +186,7 @@ def read_only(trained, tmp_path):
 
 
 def test_a_read_only_work_folder(trained, read_only):
-    with pytest.raises(SystemExit, match='work folder .*can not be written'):
+    with pytest.raises(SystemExit, match='work folder .*cannot be written'):
         resume(trained, read_only)
 
 
@@ -194,7 +194,7 @@ def test_a_read_only_work_folder(trained, read_only):
 def test_a_work_folder_that_is_none(trained, tmp_path, folder):
     (tmp_path / 'file').write_text('x')
     (tmp_path / 'dangling').symlink_to('/proc/nowhere')
-    with pytest.raises(SystemExit, match='can not be written to .*--work-dir'):
+    with pytest.raises(SystemExit, match='cannot be written to .*--work-dir'):
         check_writable(str(tmp_path / folder))
 
 
@@ -260,5 +260,5 @@ def test_links_in_a_work_folder(trained, tmp_path):
         load(work_dir / 'epoch_4.pth'), load(trained[2] / 'epoch_4.pth'))
     (work_dir / '.lock').unlink()
     (work_dir / '.lock').symlink_to(victims[0])
-    with pytest.raises(SystemExit, match='.lock can not be opened'):
+    with pytest.raises(SystemExit, match='.lock cannot be opened'):
         resume(trained, work_dir)
