@@ -43,7 +43,7 @@ LAYERS = frozenset(
      'SiLU', 'Sigmoid', 'Swish', 'SyncBN'))
 TRANSFORMS = frozenset(
     ('CenterCrop', 'PackInputs', 'Pad', 'Resize', 'ResizeEdge'))
-# What reads a face image and aligns it in a data set is done by the
+# What reads a face image and aligns it in a dataset is done by the
 # inferencer.
 LOADING = frozenset(('AlignFace', 'LoadCheckedImage', 'LoadImageFromFile'))
 # Arguments that are a word of a fixed list. Others that take a string look it

@@ -166,7 +166,7 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
 
 def check_results(args: argparse.Namespace, sources: Sequence,
                   annotated) -> None:
-    """Refuse files that can not be written, are no earlier results, or would
+    """Refuse files that cannot be written, are no earlier results, or would
     be written twice."""
     files = {
         kind: path

@@ -16,17 +16,17 @@ from .training_state import check_training_state, continue_schedule
 
 
 def get_classes(dataset: Dataset) -> Optional[tuple]:
-    """Get the names of the classes of a data set, if it has them."""
+    """Get the names of the classes of a dataset, if it has them."""
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     return tuple(classes) if classes else None
 
 
 @HOOKS.register_module()
 class ClassCheckHook(Hook):
-    """Refuse data sets whose classes are not those of the model.
+    """Refuse datasets whose classes are not those of the model.
 
     :class:`mmpretrain.engine.ClassNumCheckHook` compares numbers of classes,
-    and fails on MMEngine's wrappers of data sets. This hook also compares the
+    and fails on MMEngine's wrappers of datasets. This hook also compares the
     names of the training and the validation set.
     """
 
@@ -64,7 +64,7 @@ class ClassCheckHook(Hook):
         classes = get_classes(dataset)
         if number and classes and number != len(classes):
             raise ValueError(
-                f'The model has num_classes={number}, the data set '
+                f'The model has num_classes={number}, the dataset '
                 f'{type(dataset).__name__} has {len(classes)} classes, '
                 f'{classes}. Set `model.head.num_classes` to their number.')
 
@@ -144,7 +144,7 @@ class CheckpointFitHook(Hook):
         partial (bool): Whether some weights are enough, as for training that
             starts from other weights. Testing, resuming and fine-tuning need
             all of them. Defaults to False.
-        new_classes (bool): Whether the data set may have other classes than
+        new_classes (bool): Whether the dataset may have other classes than
             the checkpoint, as for training that does not resume: then the head
             (the classifier, its BatchNorm, the class centres) starts fresh.
             Otherwise the classes must be the same. Defaults to False.
@@ -268,10 +268,10 @@ class CheckpointFitHook(Hook):
         self.compare_classes(runner.test_loop.dataloader.dataset)
 
     def compare_classes(self, dataset: Dataset) -> None:
-        """Compare the names of the classes of the checkpoint and a data set.
+        """Compare the names of the classes of the checkpoint and a dataset.
 
         Args:
-            dataset (Dataset): The data set.
+            dataset (Dataset): The dataset.
 
         Raises:
             ValueError: If the classes have other names, or another order.
@@ -280,8 +280,8 @@ class CheckpointFitHook(Hook):
         if self.classes and classes and tuple(self.classes) != classes:
             raise ValueError(
                 'The checkpoint was trained on the classes '
-                f'{tuple(self.classes)}, the data set has {classes}: '
-                'their indices do not mean the same. Use it on a data set '
+                f'{tuple(self.classes)}, the dataset has {classes}: '
+                'their indices do not mean the same. Use it on a dataset '
                 'with the classes that it was trained on, or train it on '
                 'these with `tools/train.py --finetune`, in another work '
                 'folder.')
@@ -300,7 +300,7 @@ class CheckpointFitHook(Hook):
             checkpoint.pop('ema_state_dict', None)
             known = tuple(self.classes) if self.classes else 'unknown names'
             runner.logger.info(
-                f'The checkpoint has the classes {known}, the data set has '
+                f'The checkpoint has the classes {known}, the dataset has '
                 f'{classes}: the head starts fresh, with its '
                 f'{len(head)} weights and statistics ('
                 f'{", ".join(key[len("head."):] for key in head)}).')

@@ -31,7 +31,7 @@ class SeededFetch:
     It is what PyTorch's loader looks for as ``dataset.__getitems__``.
 
     Args:
-        dataset (Dataset): The data set.
+        dataset (Dataset): The dataset.
         seed (int): The seed.
         epoch (Tensor): The epoch, int64 of shape ``(1, )``, in memory that
             is shared with workers that stay alive over epochs.
