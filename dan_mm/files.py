@@ -1,5 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """Atomic writes, locks, and checks that no input is overwritten."""
+import io
 import json
 import os
 import os.path as osp
@@ -80,6 +81,20 @@ def write_bytes(path: str, content: bytes) -> None:
     """Write a file by :func:`atomic_write`."""
     with atomic_write(path) as temporary, open(temporary, 'wb') as file:
         file.write(content)
+
+
+def save_checkpoint(checkpoint: dict, path: str) -> None:
+    """Save a checkpoint by :func:`atomic_write`.
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    import torch
+
+    # Of a full disk, it would say that its archive is inconsistent.
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    write_bytes(path, content.getvalue())
 
 
 @contextmanager

@@ -259,8 +259,15 @@ class FERInferencer:
             model.load_state_dict(found.weights, strict=False)
             dataset = dict(pipeline=found.description.pipeline)
             model._config = Config(dict(test_dataloader=dict(dataset=dataset)))
-            return ImageClassificationInferencer(
-                model, device=self.device, classes=self.classes)
+            try:
+                return ImageClassificationInferencer(
+                    model, device=self.device, classes=self.classes)
+            except Exception as error:
+                raise ValueError(
+                    f'The test pipeline of {found.path} can not be built '
+                    f'({type(error).__name__}: {str(error):.300}), expected '
+                    'transforms of a face image. Get the checkpoint again, or '
+                    'give the `config` that it was trained with.') from error
 
     @staticmethod
     def _find_alignment(metainfo: dict, path: str) -> Tuple[AlignFace, bool]:
@@ -269,7 +276,8 @@ class FERInferencer:
             align = AlignFace(**(known or ALIGNMENT))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f'The checkpoint {path} has the alignment {known} ({error}), '
+                f'The checkpoint {path} has the alignment {known!r:.100} '
+                f'({error}), '
                 'expected arguments of AlignFace.') from error
         return align, bool(known)
 

@@ -2,12 +2,12 @@
 """Facial expressions of images and videos."""
 import argparse
 import errno
-import os
 import sys
 from typing import Optional, Sequence
 
 from dan_mm.version import __version__
 from . import align, doctor, download, predict, test, train, web
+from .output import drop_output
 
 # Each module has `HELP`, `add_arguments(parser)` and `run(args)`, which
 # returns the exit status. They import the standard library alone until `run`:
@@ -49,8 +49,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         int: The exit status: 0, or 1 if something could not be read, 2 if it
         could not start or continue.
     """
-    args = parse_args(sys.argv[1:] if argv is None else list(argv))
+    args = None
     try:
+        args = parse_args(sys.argv[1:] if argv is None else list(argv))
         status = COMMANDS[args.command].run(args)
         if sys.stdout:
             # Or a full disk would be found when Python ends.
@@ -61,22 +62,18 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of the output has had enough.
-        _drop_output()
+        drop_output()
         return 0
     except (ImportError, MemoryError, OSError, RuntimeError, TypeError,
             ValueError) as error:
+        full = getattr(error, 'errno', None) == errno.ENOSPC
         # Configs are code of users, who need to see where it failed.
-        if args.command in ('train', 'test') or getattr(
-                args, 'verbose', False):
+        code = args is None or args.command in ('train', 'test')
+        if getattr(args, 'verbose', False) or code and not full:
             raise
-        if getattr(error, 'errno', None) == errno.ENOSPC:
+        if full:
             error = ('The disk is full. Free space, and run the command '
                      'again.')
-            _drop_output()
+            drop_output()
         print(f'dan-mm {args.command}: {error}', file=sys.stderr)
         return 2
-
-
-def _drop_output() -> None:
-    """Leave nothing to write when Python ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

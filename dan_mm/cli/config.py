@@ -1,13 +1,18 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """Options that training and testing have in common."""
 import argparse
+import errno
 import glob
 import os
 import os.path as osp
+import re
+import sys
 import warnings
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Iterator
+
+from .output import drop_output
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -76,6 +81,22 @@ def find_config(name: str) -> str:
     return configs[name]
 
 
+def check_names(cfg: 'Config') -> None:
+    """Refuse names of files and folders that would be code in a config.
+
+    A copy of the config is in the work folder, and MMEngine replaces
+    ``{{...}}`` in the text of a config that it loads, whoever wrote it there.
+
+    Raises:
+        SystemExit: If there is one.
+    """
+    found = re.search(r'\{\{.{,60}', repr(cfg))
+    if found:
+        raise SystemExit(
+            f'Found {found[0]!r} in the settings, expected none with '
+            '`{{`, which has a meaning in configs. Rename the file or folder.')
+
+
 def check_data(cfg: 'Config', *phases: str) -> None:
     """Look for the data before a runner is built, which logs its settings and
     environment first.
@@ -124,7 +145,8 @@ def check_start(cfg: 'Config') -> None:
 
 @contextmanager
 def refuse_checkpoints() -> Iterator[None]:
-    """End the process with one sentence where a checkpoint can't be used.
+    """End the process with one sentence where a checkpoint can't be used, or
+    the disk is full.
 
     Other errors come from the config, which is code of the user, who needs to
     see where it failed.
@@ -134,3 +156,9 @@ def refuse_checkpoints() -> Iterator[None]:
         yield
     except CheckpointLoadError as error:
         raise SystemExit(str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(error.strerror, file=sys.stderr)
+        drop_output()
+        raise SystemExit(2)

@@ -23,6 +23,26 @@ def _show_warning(message: Any, *args, **kwargs) -> None:
     print(f'Warning: {printable(str(message))}', file=sys.stderr)
 
 
+def drop_output() -> None:
+    """Leave nothing to write when Python ends."""
+    if sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def refuse_unwritten(path: str) -> Iterator[None]:
+    """End the process with one sentence and the status 2 where a file can't be
+    written."""
+    try:
+        yield
+    except OSError as error:
+        print(
+            f'Cannot write {path}: {error.strerror or error}. Free space, '
+            'change its permissions, or give another path.',
+            file=sys.stderr)
+        sys.exit(2)
+
+
 @contextmanager
 def results_only(verbose: bool) -> Iterator[IO[str]]:
     """Print results to the standard output, and nothing else.

@@ -12,9 +12,9 @@ from copy import deepcopy
 from numbers import Real
 from typing import IO, TYPE_CHECKING, Optional, Sequence
 
-from dan_mm.files import check_file
-from .config import (add_common_arguments, check_data, find_config,
-                     refuse_checkpoints)
+from dan_mm.files import check_file, check_folder
+from .config import (add_common_arguments, check_data, check_names,
+                     find_config, refuse_checkpoints)
 from .output import add_verbose, results_only
 
 if TYPE_CHECKING:
@@ -83,6 +83,18 @@ def check_out(args: argparse.Namespace) -> None:
         raise SystemExit(
             f'--out got {args.out}, expected a .pkl file for predictions; use '
             '`--out-item metrics` for metrics')
+    if args.out_item == 'metrics' and not args.out.endswith('.json'):
+        raise SystemExit(
+            f'--out got {args.out}, expected a .json file for metrics')
+    if args.out:
+        try:
+            check_file(args.out, [args.config, args.checkpoint])
+            check_folder(osp.dirname(args.out))
+        except (OSError, ValueError) as error:
+            raise SystemExit(f'--out: {error}')
+        if osp.isdir(args.out):
+            raise SystemExit(f'--out got the folder {args.out}, expected the '
+                             'path of a file')
 
 
 def take_data(cfg: 'Config', path: str) -> None:
@@ -290,22 +302,22 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         int: The exit status, 0.
     """
+    args.config = find_config(args.config)
     check_out(args)
     with refuse_checkpoints(), results_only(args.verbose) as output:
         import mmengine
         from mmengine.config import Config
-        from mmengine.evaluator import DumpResults
+        from mmengine.dist import is_main_process
 
         import dan_mm
         from dan_mm.engine import (CheckpointFitHook, init_cpu_processes,
                                    leave_cpu_processes)
         from dan_mm.engine.work_folder import check_writable
+        from dan_mm.evaluation import AtomicDumpResults
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
         dan_mm.register_all_modules(init_default_scope=False)
-        args.config = find_config(args.config)
-        if args.out:
-            check_file(args.out, [args.config, args.checkpoint])
         cfg = merge_args(Config.fromfile(args.config), args)
+        check_names(cfg)
         check_data(cfg, 'test')
         check_writable(cfg.work_dir)
         init_cpu_processes(cfg)
@@ -315,12 +327,13 @@ def run(args: argparse.Namespace) -> int:
 
         if args.out and args.out_item != 'metrics':
             runner.test_evaluator.metrics.append(
-                DumpResults(out_file_path=args.out))
+                AtomicDumpResults(out_file_path=args.out))
 
         metrics = runner.test()
 
-        if args.out and args.out_item == 'metrics':
-            mmengine.dump(metrics, args.out)
+        if args.out_item == 'metrics' and is_main_process():
+            mmengine.dump(
+                metrics, args.out, backend_args=dict(backend='atomic'))
         print_metrics(runner, metrics, output)
         leave_cpu_processes()
     return 0

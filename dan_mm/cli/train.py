@@ -10,8 +10,8 @@ import sys
 from copy import deepcopy
 from typing import TYPE_CHECKING, Optional, Sequence
 
-from .config import (add_common_arguments, check_data, check_start,
-                     find_config, refuse_checkpoints)
+from .config import (add_common_arguments, check_data, check_names,
+                     check_start, find_config, refuse_checkpoints)
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -258,6 +258,7 @@ def run(args: argparse.Namespace) -> int:
     args.config = find_config(args.config)
     with refuse_checkpoints():
         cfg = merge_args(Config.fromfile(args.config), args)
+        check_names(cfg)
         check_data(cfg, 'train', 'val')
         check_start(cfg)
         with use_work_folder(cfg.work_dir, cfg.filename):
@@ -269,7 +270,14 @@ def run(args: argparse.Namespace) -> int:
                 CheckpointFitHook(
                     partial=not cfg.get('resume') and not args.finetune,
                     new_classes=not cfg.get('resume')))
-            runner.train()
+            try:
+                runner.train()
+            except (OSError, ValueError) as error:
+                # Workers put their traceback before it.
+                last = str(error).strip().splitlines()[-1]
+                if args.finetune and args.finetune[1] in last:
+                    raise SystemExit(last)
+                raise
             say_what_next(runner)
             leave_cpu_processes()
     return 0

@@ -238,7 +238,8 @@ class AlignFace(BaseTransform):
                  template: Optional[Sequence] = None) -> None:
         known = ('nearest', 'bilinear', 'bicubic', 'lanczos')
         if interpolation not in known:
-            raise ValueError(f"AlignFace got interpolation='{interpolation}', "
+            raise ValueError('AlignFace got interpolation='
+                             f'{interpolation!r:.100}, '
                              f'expected one of {known}.')
         if not 0 <= margin <= 10:
             raise ValueError(f'AlignFace got margin={margin}, expected at '
@@ -246,8 +247,9 @@ class AlignFace(BaseTransform):
         sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) != 2 or not all(
                 type(side) is int and 1 <= side <= 4096 for side in sides):
-            raise ValueError(f'AlignFace got size={size}, expected one or two '
-                             'numbers of pixels, at least 1 and at most 4096.')
+            raise ValueError(
+                f'AlignFace got size={size!r:.100}, expected one '
+                'or two numbers of pixels, at least 1 and at most 4096.')
         if template is not None:
             if np.shape(template) != (5, 2):
                 raise ValueError('AlignFace got a template of the shape '

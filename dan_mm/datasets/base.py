@@ -116,7 +116,9 @@ class FERDataset(CustomDataset):
             return {}
         try:
             with open(path, encoding='utf-8') as file:
-                return dict(alignment=AlignFace(**json.load(file)).settings)
+                # It has a hundred bytes.
+                settings = json.loads(file.read(2**16))
+            return dict(alignment=AlignFace(**settings).settings)
         except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(
                 f'{self.name} cannot read {path} ({error}), which `dan-mm '

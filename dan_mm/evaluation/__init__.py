@@ -2,8 +2,9 @@
 from .balanced_accuracy import BalancedAccuracy
 from .calibration import (CalibrationError, expected_calibration_error,
                           fit_temperature)
+from .dump_results import AtomicDumpResults
 
 __all__ = [
-    'BalancedAccuracy', 'CalibrationError', 'expected_calibration_error',
-    'fit_temperature'
+    'AtomicDumpResults', 'BalancedAccuracy', 'CalibrationError',
+    'expected_calibration_error', 'fit_temperature'
 ]

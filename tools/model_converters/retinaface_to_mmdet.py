@@ -3,6 +3,7 @@
 https://github.com/biubug6/Pytorch_Retinaface, with MobileNetV1 x0.25 or
 ResNet-50, or of that MobileNetV1 trained on ImageNet."""
 import argparse
+import sys
 from typing import Optional, Sequence
 
 from dan_mm.checkpoint import CheckpointLoadError
@@ -19,8 +20,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except (CheckpointLoadError, ValueError) as error:
         raise SystemExit(str(error))
     except OSError as error:
-        raise SystemExit(f'Cannot convert {args.src} to {args.dst}: {error}. '
-                         'Expected files. Check the paths.')
+        print(
+            f'Cannot convert {args.src} to {args.dst}: '
+            f'{error.strerror or error}. Check the '
+            'paths, and the space on the disk.',
+            file=sys.stderr)
+        sys.exit(2)
     print(f'Wrote {number} tensors to {args.dst}.')
 
 

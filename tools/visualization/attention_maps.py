@@ -2,21 +2,22 @@
 """Draw what the heads of DAN look at: images of the test set, a row each,
 and the attention map of each head over them."""
 import argparse
-import os
 import os.path as osp
 from tempfile import TemporaryDirectory
 
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.backend_bases import FigureCanvasBase
 from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
 import dan_mm
+from dan_mm.cli.output import refuse_unwritten
 from dan_mm.engine import CheckpointFitHook
-from dan_mm.files import check_file
+from dan_mm.files import atomic_write, check_file, check_folder
 from dan_mm.models import MAN
 
 matplotlib.use('Agg')
@@ -94,9 +95,20 @@ def main() -> None:
                          'least 1.')
     try:
         check_file(args.out, [args.config, args.checkpoint])
+        check_folder(osp.dirname(args.out))
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error))
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if osp.splitext(args.out)[1][1:].lower() not in formats:
+        raise SystemExit(f'--out got {args.out}, expected an image file: '
+                         f'{", ".join(formats)}.')
+    model, dataset = load(args)
+    images = (
+        dataset.get_data_info(i).get('img_path') for i in range(len(dataset)))
+    try:
+        check_file(args.out, filter(None, images))
     except ValueError as error:
         raise SystemExit(str(error))
-    model, dataset = load(args)
     classes = dataset.metainfo['classes']
     indices = pick(dataset, args.per_class)
     heads = model.neck.num_heads
@@ -132,8 +144,8 @@ def main() -> None:
             axes.set_title(f'head {j + 1}', fontsize=8)
         for axes in row:
             axes.axis('off')
-    os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
-    figure.savefig(args.out, dpi=120)
+    with refuse_unwritten(args.out), atomic_write(args.out) as temporary:
+        figure.savefig(temporary, dpi=120)
     side = 'x'.join(map(str, maps.shape[1:]))
     print(f'Wrote {len(indices)} images with the {side} maps of {heads} '
           f'heads to {args.out}.')
