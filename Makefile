@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # All cores: mmcv would use a part of them.
 export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo env lint docs test clean
+.PHONY: help demo env fuzz lint docs test clean
 
 help:
 	@echo 'make demo   train DAN and plain ResNet-18 on synthetic faces, in minutes,'
@@ -17,6 +17,7 @@ help:
 	@echo 'make test   that, the linters, the documentation and the tests'
 	@echo 'make lint   the linters alone'
 	@echo 'make docs   the documentation alone, into site/'
+	@echo 'make fuzz   attack it with random files and requests, until Ctrl-C'
 	@echo 'make clean  remove .venv'
 
 # Everything but MMDet, without a compiler.
@@ -64,6 +65,11 @@ docs: env
 
 test: env lint docs
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+# With other examples each time, until one fails.
+fuzz: env
+	@echo 'Ctrl-C ends it. What fails is kept in fuzz_failures/.'
+	@while FUZZ_FAILURES="$(CURDIR)/fuzz_failures" $(BIN)/python -m pytest -q -x tests/security/test_fuzz.py; do :; done; exit 1
 
 clean:
 	rm -rf .venv

@@ -74,6 +74,7 @@ setup(
             'dlib-bin',
             'face_recognition_models',
             'flake8',
+            'hypothesis>=6.100,<7',
             'isort',
             'latex2mathml',
             'mkdocs-material',
