@@ -264,7 +264,7 @@ class FERInferencer:
                     model, device=self.device, classes=self.classes)
             except Exception as error:
                 raise ValueError(
-                    f'The test pipeline of {found.path} can not be built '
+                    f'The test pipeline of {found.path} cannot be built '
                     f'({type(error).__name__}: {str(error):.300}), expected '
                     'transforms of a face image. Get the checkpoint again, or '
                     'give the `config` that it was trained with.') from error
