@@ -19,7 +19,7 @@ from dan_mm.datasets.alignment import ALIGNMENT as ALIGNMENT_FILE
 from dan_mm.description import (MAX_TENSOR, WITH_CONFIG, build_classifier,
                                 check_cost)
 from dan_mm.engine.hooks import compare_weights, list_some
-from dan_mm.models import MAN
+from dan_mm.models import MAN, switch_to_deploy
 from dan_mm.reading import InputImage, MediaReader, describe
 from dan_mm.scope import default_scope
 from .faces import Face, FaceDetector, choose_device
@@ -282,8 +282,8 @@ class FERInferencer:
         return align, bool(known)
 
     def _try_pipeline(self, path: str, described: bool) -> None:
-        """Try the pipeline on a black face, and bound what a described model
-        takes."""
+        """Try the pipeline on a black face, bound what a described model
+        takes, and make it fast."""
         size = self.alignment['size']
         width, height = (size, size) if isinstance(size, int) else size
         model = self._classifier.model
@@ -296,10 +296,11 @@ class FERInferencer:
             if stem and stem.in_channels == 1 < len(data['inputs'][0]):
                 self._one_channel = True
                 data = next(self._preprocess([crop]))
+            inputs = model.data_preprocessor(data)['inputs']
             if described:
-                inputs = model.data_preprocessor(data)['inputs']
                 largest = check_cost(model, inputs)
                 self._step = min(self._step, max(MAX_TENSOR // largest, 1))
+            switch_to_deploy(model, inputs.shape)
         except Exception as error:
             raise ValueError(
                 f'The model of {path} cannot be used for a face '

@@ -8,6 +8,7 @@ from mmpretrain.evaluation.metrics import Accuracy
 from mmpretrain.models.heads import ClsHead
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
+from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from .man import refuse_batch_of_one
 
@@ -72,6 +73,14 @@ class AFN(ClsHead):
                 num_classes=num_classes, in_channels=in_channels, form=form))
         self.loss_partition = loss_partition and MODELS.build(
             loss_partition, default_args=dict(form=form))
+
+    def switch_to_deploy(self) -> None:
+        """Fold the BatchNorm on the class scores into the linear layer, in
+        place, for inference: see :meth:`MAN.switch_to_deploy`."""
+        if not isinstance(self.bn, nn.Identity):
+            self.eval()
+            self.fc = fuse_linear_bn_eval(self.fc, self.bn)
+            self.bn = nn.Identity()
 
     def scale(self, heads: torch.Tensor) -> torch.Tensor:
         """Scale the attention vectors: equation (5).

@@ -1,11 +1,12 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import math
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Iterable, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 
 def refuse_batch_of_one(norm: nn.Module, batch_size: int, owner: str) -> None:
@@ -72,6 +73,18 @@ class SpatialAttention(nn.Module):
             keepdim=True,
             dtype=torch.promote_types(y.dtype, torch.float32))
 
+    def merge(self) -> Tuple[nn.Conv2d, nn.Conv2d]:
+        """Get two convolutions, 1x1 and 3x3, that do the same in evaluation
+        mode before the ReLU."""
+        conv1x1, conv, conv1x3, conv3x1 = (
+            fuse_conv_bn_eval(*unit) for unit in (self.conv1x1, self.conv3x3,
+                                                  self.conv1x3, self.conv3x1))
+        with torch.no_grad():
+            conv.weight[:, :, 1:2] += conv1x3.weight
+            conv.weight[:, :, :, 1:2] += conv3x1.weight
+            conv.bias += conv1x3.bias + conv3x1.bias
+        return conv1x1, conv
+
 
 class ChannelAttention(nn.Sequential):
     """The channel unit of one attention head: the gate of equation (4) of `DAN
@@ -102,6 +115,25 @@ class AttentionHead(nn.Module):
         self.channel = ChannelAttention(in_channels)
 
 
+def _stack(convs: Iterable[nn.Conv2d], groups: int) -> nn.Conv2d:
+    """Make one convolution of those of all heads: of the same input, or with
+    a group for each."""
+    convs = tuple(convs)
+    first = convs[0]
+    stacked = nn.Conv2d(
+        first.in_channels * groups,
+        first.out_channels * len(convs),
+        first.kernel_size,
+        padding=first.padding,
+        groups=groups,
+        device=first.weight.device,
+        dtype=first.weight.dtype)
+    with torch.no_grad():
+        stacked.weight.copy_(torch.cat([conv.weight for conv in convs]))
+        stacked.bias.copy_(torch.cat([conv.bias for conv in convs]))
+    return stacked.eval().requires_grad_(first.weight.requires_grad)
+
+
 @MODELS.register_module()
 class MAN(BaseModule):
     """Multi-head Attention Network, the neck of `DAN: Distract Your Attention
@@ -113,7 +145,8 @@ class MAN(BaseModule):
 
     The heads run one after the other. Grouped convolutions over all heads were
     measured with ``tools/analysis_tools/benchmark_man.py`` and are slower
-    in training; see ``configs/README.md``.
+    in training; see ``configs/README.md``. With merged branches they are
+    faster: :meth:`switch_to_deploy`.
 
     Args:
         in_channels (int): The number of channels C of the feature map, at
@@ -177,6 +210,7 @@ class MAN(BaseModule):
         self.map_scale = map_scale
         self.heads = nn.ModuleList(
             AttentionHead(in_channels) for _ in range(num_heads))
+        self.deploy = False
 
     def forward(
         self, feats: Union[torch.Tensor, Sequence[torch.Tensor]]
@@ -232,7 +266,32 @@ class MAN(BaseModule):
         return self._attention_maps(self._to_map(feats))
 
     def _attention_maps(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([head.spatial(x) for head in self.heads], dim=1)
+        if not self.deploy:
+            return torch.cat([head.spatial(x) for head in self.heads], dim=1)
+        y = torch.relu(self.conv3x3(self.conv1x1(x)))
+        return y.unflatten(1, (self.num_heads, -1)).sum(
+            dim=2, dtype=torch.promote_types(y.dtype, torch.float32))
+
+    def switch_to_deploy(self) -> None:
+        """Re-parameterise for inference, in place: fold BatchNorm, merge the
+        three convolutions of each spatial unit into one and those of all
+        heads into grouped ones.
+
+        The outputs stay the same up to rounding. The names of the parameters
+        change, and the neck can't be trained any more.
+        """
+        if self.deploy:
+            return
+        self.eval()
+        conv1x1, conv3x3 = zip(*(head.spatial.merge() for head in self.heads))
+        self.conv1x1 = _stack(conv1x1, 1)
+        self.conv3x3 = _stack(conv3x3, self.num_heads)
+        for head in self.heads:
+            del head.spatial
+            linear, norm, *rest = head.channel
+            head.channel = nn.Sequential(
+                fuse_linear_bn_eval(linear, norm), *rest)
+        self.deploy = True
 
     def _to_map(
             self, feats: Union[torch.Tensor,
