@@ -11,7 +11,9 @@ import sys
 import cv2
 import pytest
 from conftest import ROOT
-from mmengine.runner import CheckpointLoader
+from mmengine.config import Config
+
+from dan_mm.cli.config import check_start
 
 
 def run(folder, *command, **env):
@@ -147,9 +149,8 @@ def test_another_training_is_not_shown_as_the_demo(demo, monkeypatch):
 def test_dan_says_what_to_train_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     message = 'Train it first: `python tools/train.py configs/resnet18'
-    with pytest.raises(FileNotFoundError, match=message):
-        CheckpointLoader.load_checkpoint(
-            'work_dirs/resnet18_synthface/epoch_3.pth')
+    with pytest.raises(SystemExit, match=message):
+        check_start(Config.fromfile(f'{ROOT}/configs/dan_synthface.py'))
 
 
 def test_another_python_is_refused_with_a_sentence(tmp_path):

@@ -4,7 +4,7 @@ import os.path as osp
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import product
-from typing import Iterator, List, Sequence, Tuple
+from typing import Iterator, Sequence, Tuple
 
 import numpy as np
 from anyascii import anyascii
@@ -18,8 +18,6 @@ FONTS = (('matplotlib', 'mpl-data/fonts/ttf/DejaVuSans.ttf'),
          ('zhplot', 'fonts/NotoSansSC-Regular.ttf'))
 # A label over another one is worse than one over another face.
 LABEL_WEIGHT = 10
-
-Box = Tuple[float, float, float, float]
 
 
 def draw_faces(img: np.ndarray, faces: Sequence[FaceResult]) -> np.ndarray:
@@ -39,29 +37,29 @@ def draw_faces(img: np.ndarray, faces: Sequence[FaceResult]) -> np.ndarray:
     unit = max(min(image.size) / 600, 1)
     found = [(number if face.track is None else face.track, face)
              for number, face in enumerate(faces, 1) if face.bbox is not None]
-    boxes = [tuple(map(float, face.bbox)) for _, face in found]
+    boxes = np.array([face.bbox for _, face in found], float).reshape(-1, 4)
     # From the last on, so that the most certain are on top.
     for (_, face), box in zip(found[::-1], boxes[::-1]):
-        canvas.rectangle(box, outline=_color(face), width=round(2 * unit))
-    labels: List[Box] = []
+        canvas.rectangle(box.tolist(), None, _color(face), round(2 * unit))
+    labels = np.zeros_like(boxes)
     for i, (number, face) in enumerate(found):
         text = (f'{number} {face.expression} '
                 f'{face.scores[face.expression]:.0%}')
-        size = np.clip((boxes[i][2] - boxes[i][0]) / 8, 9 * unit, 18 * unit)
-        path = find_font(text)
+        size = np.clip((boxes[i, 2] - boxes[i, 0]) / 8, 9 * unit, 18 * unit)
+        path = find_font(face.expression)
         # Some script that no font here has
         text = text if path else anyascii(text)
-        font = ImageFont.truetype(path or find_font(text), size)
+        font = _load_font(path or find_font(''), round(size, 1))
         # All labels of a size are of one height.
         left, _, right, _ = font.getbbox(text)
         width, height = right - left + 2 * unit, sum(font.getmetrics()) + unit
-        label = min(
-            _places(boxes[i], width, height, image.size),
-            key=lambda place: LABEL_WEIGHT * _overlap(place, labels) +
-            _overlap(place, boxes[:i] + boxes[i + 1:]))
-        labels.append(label)
-        canvas.rectangle(label, fill=_color(face))
-        canvas.text((label[0] + unit - left, label[1]), text, (0, 0, 0), font)
+        places = _places(boxes[i], width, height, image.size)
+        cost = _overlap(places, boxes) - _overlap(places, boxes[i:i + 1])
+        cost += LABEL_WEIGHT * _overlap(places, labels[:i])
+        labels[i] = places[cost.argmin()]
+        canvas.rectangle(labels[i].tolist(), _color(face))
+        canvas.text((labels[i, 0] + unit - left, labels[i, 1]), text,
+                    (0, 0, 0), font)
     return np.ascontiguousarray(np.asarray(image)[..., ::-1])
 
 
@@ -73,30 +71,33 @@ def _color(face: FaceResult) -> Tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _places(box: Box, width: float, height: float,
-            size: Tuple[int, int]) -> Iterator[Box]:
-    """Places for the label of a box in an image, the best first: above,
-    below and in it, at its left, its right and its middle."""
+def _places(box: np.ndarray, width: float, height: float,
+            size: Tuple[int, int]) -> np.ndarray:
+    """Places for the label of a box in an image, of shape ``(12, 4)``, the
+    best first: above, below and in it, at its left, its right and its
+    middle."""
     left, top, right, bottom = box
-    for y, x in product((top - height, bottom, top, bottom - height),
-                        (left, right - width, (left + right - width) / 2)):
-        x = min(max(x, 0), max(size[0] - width, 0))
-        y = min(max(y, 0), max(size[1] - height, 0))
-        yield x, y, x + width, y + height
+    corners = np.array([*product(
+        (left, right - width, (left + right - width) / 2),
+        (top - height, bottom, top, bottom - height))])  # yapf: disable
+    corners = corners.reshape(3, 4, 2).swapaxes(0, 1).reshape(-1, 2)
+    last = np.maximum(np.subtract(size, (width, height)), 0)
+    corners = np.clip(corners, 0, last)
+    return np.hstack([corners, corners + (width, height)])
 
 
-def _overlap(box: Box, others: Sequence[Box]) -> float:
-    """The area of a box that others cover, in pixels."""
-    return sum(
-        max(min(box[2], other[2]) - max(box[0], other[0]), 0) *
-        max(min(box[3], other[3]) - max(box[1], other[1]), 0)
-        for other in others)
+def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The area of each box that others cover, in pixels."""
+    width, height = (
+        np.minimum(boxes[:, None, 2 + axis], others[:, 2 + axis]) -
+        np.maximum(boxes[:, None, axis], others[:, axis]) for axis in (0, 1))
+    return (width.clip(0) * height.clip(0)).sum(1)
 
 
 @lru_cache
 def find_font(text: str) -> str:
-    """Find a font that has all letters of a text: one that comes with this
-    package, or one of the system.
+    """Find a font that has all letters of a text, and digits: one that comes
+    with this package, or one of the system.
 
     Args:
         text (str): The text.
@@ -104,10 +105,8 @@ def find_font(text: str) -> str:
     Returns:
         str: The path of its file, '' if there is none.
     """
-    return next(
-        (path
-         for path in _font_files() if set(map(ord, text)) <= _letters(path)),
-        '')
+    return next((path for path in _font_files()
+                 if set(map(ord, f'{text}0123456789%')) <= _letters(path)), '')
 
 
 def _font_files() -> Iterator[str]:
@@ -117,6 +116,9 @@ def _font_files() -> Iterator[str]:
             yield osp.join(spec.submodule_search_locations[0], name)
     from matplotlib.font_manager import findSystemFonts
     yield from sorted(findSystemFonts())
+
+
+_load_font = lru_cache(ImageFont.truetype)
 
 
 @lru_cache

@@ -160,7 +160,7 @@ def test_broken_cache(tmp_path, name, content):
         with open(path, 'w') as file:
             file.write(content)
     with pytest.raises(
-            ValueError, match=f'misses 1 files .*{name}.*it is drawn again'):
+            ValueError, match=f'misses 1 files .*{name}.*draw it again'):
         draw(tmp_path)
 
 

@@ -78,8 +78,8 @@ def test_align_faces(checkpoint, tmp_path, capsys):
     code = cli.main([
         'align',
         str(src),
-        str(dst), '--config', CONFIG, '--checkpoint', checkpoint, '--size',
-        '96'
+        str(dst), '--detector-config', CONFIG, '--detector-checkpoint',
+        checkpoint, '--size', '96'
     ])
     assert code == 1
     with open(dst / 'faces.csv', encoding='utf-8') as file:
