@@ -70,7 +70,7 @@ def test_align_faces(checkpoint, tmp_path, capsys):
     face.crop((320, 0, 640, 640)).save(src / 'cut.png')
     Image.new('RGB', (300, 200), (9, 90, 200)).save(src / 'one_colour.png')
     Image.new('RGB', (1, 1)).save(src / 'pixel.png')
-    Image.new('L', (12000, 9000)).save(src / 'vast.png')
+    Image.new('L', (12000, 9200)).save(src / 'vast.png')
     whole = (src / 'plain.png').read_bytes()
     (src / 'truncated.png').write_bytes(whole[:-20000])
     (src / 'empty.jpg').write_bytes(b'')
@@ -95,7 +95,7 @@ def test_align_faces(checkpoint, tmp_path, capsys):
         path.split('.')[0]: value
         for path, value in status.items()
     } == expected
-    assert '12000x9000 pixels' in rows['vast.png']['detail']
+    assert '12000x9200 pixels' in rows['vast.png']['detail']
     expected = cv2.imread(str(dst / 'plain.png')).astype(float)
     for name in 'rgba.png', 'turned.jpg', 'moving.gif.png':
         crop = cv2.imread(str(dst / name)).astype(float)
