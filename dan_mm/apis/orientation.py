@@ -156,12 +156,7 @@ def _turn(img: np.ndarray, turns: int) -> np.ndarray:
 
 def _better_turns(detector: Detector, images: Sequence[np.ndarray],
                   doubtful: Sequence[Tuple[int, _Found]]) -> Set[tuple]:
-    """Look at faces of numbered images in the other orientations.
-
-    Returns:
-        set[tuple[int, int]]: The images that have a face which is more upright
-        with the image turned, and how often turned.
-    """
+    """Look at faces of numbered images in the other orientations."""
     crops, boxes = zip(*(_cut_out(images[i], one.face.bbox)
                          for i, one in doubtful))
     results = iter(
@@ -185,12 +180,7 @@ def _better_turns(detector: Detector, images: Sequence[np.ndarray],
 
 def _cut_out(img: np.ndarray,
              bbox: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """Cut out a face with its surroundings.
-
-    Returns:
-        tuple[ndarray, ndarray]: The crop, uint8 of shape
-        ``(S, S, 3)`` with S at most ``CROP_SIDE``, and the box in it.
-    """
+    """Cut out a face with its surroundings."""
     size = np.array(img.shape[1::-1])
     centre = (bbox[:2] + bbox[2:]) / 2
     reach = CROP_SCALE / 2 * (bbox[2:] - bbox[:2]).max()

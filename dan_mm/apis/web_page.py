@@ -75,11 +75,7 @@ CSS = """
 
 @contextmanager
 def at_most_one_large(path: str) -> Iterator[None]:
-    """Bound the memory of images that are looked at together.
-
-    Raises:
-        ValueError: If this image is large and another one is under way.
-    """
+    """Bound the memory of images that are looked at together."""
     try:
         large = math.prod(reader.read_size(path)) > LARGE
     except (OSError, ValueError):
@@ -149,11 +145,7 @@ def summarize(faces: list) -> str:
 
 
 def look(inferencer: FERInferencer, path: str) -> tuple:
-    """Find the faces of an uploaded image.
-
-    Returns:
-        tuple: A sentence, the image with boxes in RGB, and the faces.
-    """
+    """Find the faces of an uploaded image."""
     size = os.path.getsize(path)
     if size > MAX_IMAGE * 2**20:
         raise ValueError(f'it has {size / 2**20:.0f} MB, expected at most '
@@ -438,11 +430,7 @@ def add_videos(inferencer: FERInferencer) -> None:
 
 def launch(page: gr.Blocks, host: str, port: Optional[int]) -> str:
     """Serve the page, in a thread. Files are in the folder that the
-    environment variable ``GRADIO_TEMP_DIR`` names.
-
-    Returns:
-        str: Its URL.
-    """
+    environment variable ``GRADIO_TEMP_DIR`` names."""
     fonts = ['system-ui', 'sans-serif']
     guard = Middleware(
         WebGuard,

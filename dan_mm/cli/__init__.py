@@ -39,16 +39,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv (Sequence[str], optional): The arguments. Defaults to None, those
-            of the process.
-
-    Returns:
-        int: The exit status: 0, or 1 if something could not be read, 2 if it
-        could not start or continue.
-    """
+    """Run the command line. The exit status is 0, 1 if something could not be
+    read, or 2 if the command could not start or continue."""
     args = None
     try:
         args = parse_args(sys.argv[1:] if argv is None else list(argv))

@@ -10,7 +10,6 @@ HELP = 'write aligned crops of the faces of a tree of images'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options to a command line."""
     parser.add_argument(
         'src', help='the folder of images; nothing in it is changed')
     parser.add_argument('dst', help='the folder to write')
@@ -65,11 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Align a tree of images.
-
-    Returns:
-        int: The exit status, 1 if an image is broken.
-    """
     with results_only(args.verbose) as output:
         from dan_mm.apis.align_tree import run
         return run(args, output)

@@ -50,18 +50,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find_config(name: str) -> str:
-    """Find a config.
-
-    Args:
-        name (str): Its path, or the name of one of this project's configs,
-            such as ``dan_rafdb``.
-
-    Returns:
-        str: Its path.
-
-    Raises:
-        SystemExit: If there is no such config.
-    """
+    """Find a config."""
     if osp.isfile(name):
         return name
     from dan_mm.apis.model_index import find_configs
@@ -86,9 +75,6 @@ def check_names(cfg: 'Config') -> None:
 
     A copy of the config is in the work folder, and MMEngine replaces
     ``{{...}}`` in the text of a config that it loads, whoever wrote it there.
-
-    Raises:
-        SystemExit: If there is one.
     """
     found = re.search(r'\{\{.{,60}', repr(cfg))
     if found:
@@ -99,15 +85,7 @@ def check_names(cfg: 'Config') -> None:
 
 def check_data(cfg: 'Config', *phases: str) -> None:
     """Look for the data before a runner is built, which logs its settings and
-    environment first.
-
-    Args:
-        cfg (Config): The config.
-        phases (str): Some of 'train', 'val' and 'test'.
-
-    Raises:
-        SystemExit: If the data is missing.
-    """
+    environment first."""
     from mmengine.registry import DATASETS, DefaultScope
 
     # One process of each machine draws synthetic faces.
@@ -126,15 +104,7 @@ def check_data(cfg: 'Config', *phases: str) -> None:
 
 
 def check_start(cfg: 'Config') -> None:
-    """Look for the checkpoint that training starts from.
-
-    Args:
-        cfg (Config): The config. Its ``checkpoint_hints`` say what to do, by
-            paths which it names.
-
-    Raises:
-        SystemExit: If it is missing.
-    """
+    """Look for the checkpoint that training starts from."""
     init = (cfg.model.get('backbone') or {}).get('init_cfg') or []
     init = [init] if isinstance(init, dict) else init
     starts = [cfg.get('load_from'), *(part.get('checkpoint') for part in init)]

@@ -235,11 +235,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is found, and how to fix it.
-
-    Returns:
-        int: The exit status, 1 with problems and 0 without.
-    """
     print('Examining this installation, up to a minute ...\n', flush=True)
     levels = []
     for level, found, fix in examine():

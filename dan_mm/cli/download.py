@@ -15,17 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Download what is missing.
-
-    Args:
-        args (Namespace): Not used.
-
-    Returns:
-        int: The exit status, 0.
-
-    Raises:
-        OSError: If something can't be downloaded.
-    """
     with results_only(verbose=False) as output:
         from dan_mm.apis.model_index import shipped_model
         from dan_mm.hub import download

@@ -49,15 +49,7 @@ def results_only(verbose: bool) -> Iterator[IO[str]]:
 
     What other packages print there, such as the log of MMEngine, goes nowhere
     or to the standard error. Of warnings, those of this package are shown, as
-    a line each.
-
-    Args:
-        verbose (bool): Whether to show the output of other packages, and
-            warnings as Python does.
-
-    Yields:
-        IO[str]: Where to print results.
-    """
+    a line each."""
     if not verbose:
         # FFmpeg and OpenCV report every broken frame on the standard error.
         os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')

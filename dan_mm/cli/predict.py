@@ -11,8 +11,10 @@ import errno
 import json
 import os.path as osp
 import sys
+from collections import Counter
 from contextlib import ExitStack
-from typing import IO, Dict, Iterable, List, Sequence
+from functools import partial
+from typing import IO, Iterator, List, Sequence
 
 from dan_mm.files import check_file, check_result, open_result, to_cell
 from .output import add_verbose, results_only
@@ -21,7 +23,6 @@ HELP = 'tell the expressions of the faces of images and videos'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options to a command line."""
     parser.add_argument(
         'inputs',
         nargs='+',
@@ -71,25 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tell the expressions of the faces of images and videos.
-
-    Returns:
-        int: The exit status, 1 if something could not be read or written.
-    """
     with results_only(args.verbose) as output:
         return predict(args, output)
 
 
 def predict(args: argparse.Namespace, output: IO[str]) -> int:
-    """See :func:`run`.
-
-    Args:
-        args (Namespace): The options.
-        output (IO[str]): Where to print results.
-
-    Returns:
-        int: The exit status, 1 if something could not be read or written.
-    """
     from rich.console import Console
     from rich.progress import (BarColumn, MofNCompleteColumn, Progress,
                                TextColumn, TimeRemainingColumn)
@@ -118,24 +105,21 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
             args.detector_checkpoint,
             device=args.device,
             score_thr=args.score_thr)
-    summary = Summary()
-    with ExitStack() as stack:
-        console = Console(stderr=True)
-        # A camera is endless.
-        total = None if any(isinstance(item, int)
-                            for item in sources) else len(sources)
-        progress = stack.enter_context(
-            Progress(
-                TextColumn('Predicting'),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-                # Results on the same terminal show how far it is.
-                disable=not console.is_terminal or output.isatty()))
+    summary, writers = Summary(), []
+    console = Console(stderr=True)
+    # A camera is endless.
+    endless = any(isinstance(item, int) for item in sources)
+    total = None if endless else len(sources)
+    with ExitStack() as stack, Progress(
+            TextColumn('Predicting'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            # Results on the same terminal show how far it is.
+            disable=not console.is_terminal or output.isatty()) as progress:
         task = progress.add_task('', total=total)
-        writers = []
         for image, result in inferencer.stream_images(
                 sources,
                 aligned=args.aligned,
@@ -146,15 +130,15 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
                 writers = open_writers(args, annotated, inferencer.classes,
                                        output, stack)
             summary.add(result)
-            for writer in writers:
+            for write in writers:
                 try:
-                    writer.write(image, result)
+                    write(image, result)
                 except OSError as error:
                     if error.errno != errno.ENAMETOOLONG:
                         raise
                     summary.errors.append(str(error))
             # The frames of a video are known when it is open.
-            if image.frame == 0 and image.frames and total is not None:
+            if image.frame == 0 and image.frames and not endless:
                 total += image.frames - 1
                 progress.update(task, total=total)
             progress.advance(task)
@@ -202,12 +186,12 @@ def open_writers(args: argparse.Namespace, annotated, classes: Sequence[str],
 
     writers = []
     if args.json:
-        writers.append(JSONWriter(open_text(args.json)))
+        writers.append(partial(write_json, open_text(args.json)))
     if args.csv:
-        writers.append(CSVWriter(open_text(args.csv), classes))
+        writers.append(CSVWriter(open_text(args.csv), classes).write)
     if annotated:
-        writers.append(stack.enter_context(annotated))
-    return writers or [TextWriter(output)]
+        writers.append(stack.enter_context(annotated).write)
+    return writers or [partial(print_faces, output)]
 
 
 def _count(number: int, noun: str) -> str:
@@ -220,7 +204,7 @@ class Summary:
     def __init__(self) -> None:
         self.images = 0
         self.frames = 0
-        self.faces: Dict[str, int] = {}
+        self.faces: Counter = Counter()
         self.errors: List[str] = []
 
     def add(self, result) -> None:
@@ -234,11 +218,9 @@ class Summary:
             self.images += 1
         else:
             self.frames += 1
-        for face in result.faces:
-            count = self.faces.get(face.expression, 0)
-            self.faces[face.expression] = count + 1
+        self.faces.update(face.expression for face in result.faces)
 
-    def lines(self) -> Iterable[str]:
+    def lines(self) -> Iterator[str]:
         """Say it."""
         counts = [
             _count(number, noun)
@@ -246,54 +228,37 @@ class Summary:
                                  (self.frames, 'frame')) if number
         ] or ['0 images']
         counts.append(_count(sum(self.faces.values()), 'face'))
-        parts = ', '.join(f'{name} {number}' for name, number in sorted(
-            self.faces.items(), key=lambda item: -item[1]))
+        parts = ', '.join(f'{name} {number}'
+                          for name, number in self.faces.most_common())
         yield ', '.join(counts) + (f': {parts}' if parts else '')
-        for error in self.errors[:10]:
-            yield error
+        yield from self.errors[:10]
         if self.errors[10:]:
             yield f'And {len(self.errors) - 10} more that could not be read.'
 
 
-class TextWriter:
-    """Print a line for each face, and for each image without one."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self.file = file
-
-    def write(self, image, result) -> None:
-        """Print an image."""
-        from dan_mm.apis.inferencer import printable
-        place = printable(str(result.path))
-        if result.frame is not None:
-            place += f', frame {result.frame} ({result.time:.2f} s)'
-        for number, face in enumerate(result.faces, 1):
-            number = number if face.track is None else face.track
-            scores = sorted(face.scores.items(), key=lambda item: -item[1])
-            print(
-                f'{place}: face {number}: ' +
-                ', '.join(f'{name} {score:.0%}'
-                          for name, score in scores[:3]) +
-                (' (implausible landmarks: may be wrong)'
-                 if face.landmarks_plausible is False else ''),
-                file=self.file)
-        # Errors come at the end, all together.
-        if not result.faces and not result.error:
-            print(f'{place}: no face', file=self.file)
+def print_faces(file: IO[str], image, result) -> None:
+    """Print a line for each face of an image, or that there is none."""
+    from dan_mm.apis.inferencer import printable
+    place = printable(str(result.path))
+    if result.frame is not None:
+        place += f', frame {result.frame} ({result.time:.2f} s)'
+    for number, face in enumerate(result.faces, 1):
+        number = number if face.track is None else face.track
+        scores = sorted(face.scores.items(), key=lambda item: -item[1])
+        text = ', '.join(f'{name} {score:.0%}' for name, score in scores[:3])
+        if face.landmarks_plausible is False:
+            text += ' (implausible landmarks: may be wrong)'
+        print(f'{place}: face {number}: {text}', file=file)
+    # Errors come at the end, all together.
+    if not result.faces and not result.error:
+        print(f'{place}: no face', file=file)
 
 
-class JSONWriter:
-    """Write a JSON object for each image, one a line."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self.file = file
-
-    def write(self, image, result) -> None:
-        """Write an image."""
-        # Names that are no valid text stay readable as escapes.
-        line = json.dumps(result.to_dict(), allow_nan=False)
-        self.file.write(line + '\n')
-        self.file.flush()
+def write_json(file: IO[str], image, result) -> None:
+    """Write a JSON object, on a line."""
+    # Names that are no valid text stay readable as escapes.
+    file.write(json.dumps(result.to_dict(), allow_nan=False) + '\n')
+    file.flush()
 
 
 class CSVWriter:
@@ -313,24 +278,23 @@ class CSVWriter:
         """Write an image."""
         path = result.path
         place = [
-            '' if value is None else value
-            for value in (to_cell(path) if isinstance(path, str) else path,
-                          result.frame, result.time)
+            to_cell(path) if isinstance(path, str) else path, result.frame,
+            result.time
         ]
         problem = to_cell(result.error or '')
         for face in result.faces:
-            box = [''] * 4 if face.bbox is None else [
+            box = [None] * 4 if face.bbox is None else [
                 f'{value:.2f}' for value in face.bbox
             ]
             self.writer.writerow([
-                *place, '' if face.track is None else face.track, *box,
-                '' if face.score is None else f'{face.score:.4f}',
+                *place, face.track, *box,
+                None if face.score is None else f'{face.score:.4f}',
                 to_cell(face.expression), *(f'{face.scores[name]:.4f}'
                                             for name in self.classes),
-                '' if face.landmarks_plausible is None else str(
+                None if face.landmarks_plausible is None else str(
                     face.landmarks_plausible).lower(), problem
             ])
         if not result.faces:
-            blanks = [''] * (8 + len(self.classes))
+            blanks = [None] * (8 + len(self.classes))
             self.writer.writerow([*place, *blanks, problem])
         self.file.flush()

@@ -25,7 +25,6 @@ HELP = 'test a model on a dataset'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options to a command line."""
     parser.add_argument(
         'config',
         help='test config file, or the name of one of this project; a config '
@@ -115,17 +114,7 @@ def take_data(cfg: 'Config', path: str) -> None:
 
 def match_classes(cfg: 'Config', needed: bool = False) -> None:
     """Have a dataset with other classes than the checkpoint's give labels of
-    the latter, by their names.
-
-    Args:
-        cfg (Config): The config.
-        needed (bool): Whether the checkpoint must have the names of its
-            classes. Defaults to False.
-
-    Raises:
-        SystemExit: If it has not, or has another number of them than the
-            model of outputs.
-    """
+    the latter, by their names."""
     from mmpretrain.registry import DATASETS
 
     from dan_mm.checkpoint import load_classes
@@ -253,12 +242,7 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
 def build_runner(cfg: 'Config', verbose: bool) -> 'Runner':
     """Build a runner that logs to the standard error: unless ``verbose``,
     without its settings and environment, which are in its log file, and at
-    most five times on the way.
-
-    Args:
-        cfg (Config): The config.
-        verbose (bool): Whether to log everything.
-    """
+    most five times on the way."""
     from mmengine.hooks import LoggerHook
     from mmengine.runner import Runner
     runner = Runner.from_cfg(cfg)
@@ -297,11 +281,6 @@ def print_metrics(runner: 'Runner', metrics: dict, output: IO[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Test a model.
-
-    Returns:
-        int: The exit status, 0.
-    """
     args.config = find_config(args.config)
     check_out(args)
     with refuse_checkpoints(), results_only(args.verbose) as output:
@@ -340,7 +319,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Run ``tools/test.py``."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     run(parser.parse_args(argv))

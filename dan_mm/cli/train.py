@@ -21,7 +21,6 @@ HELP = 'train a model, or fine-tune one on a folder of images'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options to a command line."""
     parser.add_argument(
         'config',
         help='train config file, or the name of one of this project; a config '
@@ -240,11 +239,6 @@ def say_what_next(runner: 'Runner') -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train a model.
-
-    Returns:
-        int: The exit status, 0.
-    """
     from mmengine.config import Config
     from mmengine.runner import Runner
 
@@ -284,7 +278,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Run ``tools/train.py``."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     run(parser.parse_args(argv))

@@ -14,7 +14,6 @@ HELP = 'show the expressions of faces on a page in the browser'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options to a command line."""
     parser.add_argument(
         'model',
         nargs='?',
@@ -57,11 +56,6 @@ def stop(number: int, _) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve the page until a signal, such as that of Ctrl-C, ends it.
-
-    Returns:
-        int: The exit status, 0.
-    """
     # By these signals, the folder of uploads would stay.
     for name in 'SIGINT', 'SIGTERM', 'SIGHUP':
         if hasattr(signal, name):
@@ -80,12 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def serve(args: argparse.Namespace, output: IO[str]) -> None:
-    """See :func:`run`.
-
-    Args:
-        args (Namespace): The options.
-        output (IO[str]): Where to print the URL.
-    """
+    """See :func:`run`."""
     try:
         import numpy as np
 

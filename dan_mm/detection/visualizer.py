@@ -21,17 +21,7 @@ class FaceLocalVisualizer(DetLocalVisualizer):
     def _draw_instances(self, image: np.ndarray, instances: InstanceData,
                         classes: Optional[List[str]],
                         palette: Optional[List[tuple]]) -> np.ndarray:
-        """Draw faces of the ground truth or of a prediction.
-
-        Args:
-            image (ndarray): RGB, uint8 of shape ``(H, W, 3)``.
-            instances (InstanceData): The faces.
-            classes (list[str], optional): The names of the classes.
-            palette (list[tuple], optional): The colours of the classes.
-
-        Returns:
-            ndarray: The drawn image, of the same shape.
-        """
+        """Draw faces of the ground truth or of a prediction."""
         image = super()._draw_instances(image, instances, classes, palette)
         if not len(instances) or 'keypoints' not in instances:
             return image

@@ -143,19 +143,7 @@ class WiderFaceMetric(BaseMetric):
     def _count(self, bboxes: np.ndarray, scores: np.ndarray, faces: np.ndarray,
                counted: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
         """Count in one image, at each threshold, the detections that count
-        and the faces found.
-
-        Args:
-            bboxes (ndarray): Detections of shape ``(N, 4)``, the most certain
-                first.
-            scores (ndarray): Shape ``(N, )``.
-            faces (ndarray): Shape ``(M, 4)``.
-            counted (ndarray): The indices of the faces that belong.
-            thresholds (ndarray): Shape ``(T, )``.
-
-        Returns:
-            ndarray: Shape ``(2, T)``.
-        """
+        and the faces found, of shape ``(2, T)``."""
         # In pixels, a box of WIDER's code includes its right and bottom.
         overlaps = bbox_overlaps(bboxes, faces, use_legacy_coordinate=True)
         nearest = overlaps.argmax(1)

@@ -10,7 +10,7 @@ from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from mmpretrain.registry import HOOKS
 from torch.utils.data import Dataset
 
-from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.checkpoint import CheckpointLoadError, list_some
 from dan_mm.description import check_description, describe
 from .training_state import check_training_state, continue_schedule
 
@@ -126,11 +126,6 @@ def compare_weights(model: nn.Module,
                             (keys.unexpected_keys, 'unexpected'))
         for key in names if not (optional and key.startswith(optional))
     ]
-
-
-def list_some(problems: Sequence[str]) -> str:
-    more = f' and {len(problems) - 3} more' if problems[3:] else ''
-    return f'{"; ".join(problems[:3])}{more}'
 
 
 @HOOKS.register_module()

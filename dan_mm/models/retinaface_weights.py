@@ -1,13 +1,13 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import os.path as osp
 import re
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Optional
 
 import torch
 import torch.nn as nn
 from mmpretrain.models import ResNet
 
-from ..checkpoint import check_weights, load_file
+from ..checkpoint import check_weights, load_file, rename_weights
 from ..files import check_file, save_checkpoint
 from ..hub import WheelMember, download
 from .retinaface import RetinaFace
@@ -119,12 +119,6 @@ NAMES = (
 )
 
 
-def _original_name(name: str) -> str:
-    for pattern, replacement in NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def convert(checkpoint: Any) -> Dict[str, torch.Tensor]:
     """Give weights of https://github.com/biubug6/Pytorch_Retinaface our names.
 
@@ -155,35 +149,7 @@ def convert(checkpoint: Any) -> Dict[str, torch.Tensor]:
             for key, value in source.items() if not key.startswith('fc.')
         }
 
-    weights = _build(layout).state_dict()
-    names = {key: _original_name(key) for key in weights}
-    # Checkpoints of PyTorch < 0.4.1 do not count batches.
-    missing = [
-        name for name in names.values()
-        if name not in source and not name.endswith('num_batches_tracked')
-    ]
-    unexpected = sorted(set(source) - set(names.values()))
-    reshaped = [
-        f'{name} {tuple(source[name].shape)} instead of '
-        f'{tuple(weights[key].shape)}' for key, name in names.items()
-        if name in source and source[name].shape != weights[key].shape
-    ]
-    if missing or unexpected or reshaped:
-
-        def list_some(items: Sequence[str]) -> str:
-            rest = f', and {len(items) - 10} more' if items[10:] else ''
-            return f'{len(items)} ({", ".join(items[:10])}{rest})'
-
-        raise ValueError(
-            f'Missing keys: {list_some(missing)}. Unexpected keys: '
-            f'{list_some(unexpected)}. Keys of another shape: '
-            f'{list_some(reshaped)}. Expected the weights of RetinaFace with '
-            'MobileNetV1 x0.25 or ResNet-50, or those of MobileNetV1 x0.25 '
-            'trained on ImageNet.')
-    converted = {
-        key: source[name].clone()
-        for key, name in names.items() if name in source
-    }
+    converted = rename_weights(source, _build(layout).state_dict(), NAMES)
     for key, value in converted.items():
         if '.conv_cls.' in key:
             # There, background comes before face.
@@ -211,7 +177,10 @@ def convert_file(src: str, dst: str) -> int:
     try:
         state_dict = convert(checkpoint)
     except ValueError as error:
-        raise ValueError(f'{src} cannot be converted. {error}') from None
+        raise ValueError(
+            f'{src} cannot be converted. {error} Expected RetinaFace with '
+            'MobileNetV1 x0.25 or ResNet-50, or the former trained on '
+            'ImageNet.') from None
     meta = dict(dataset_meta=dict(classes=('face', )))
     save_checkpoint(dict(meta=meta, state_dict=state_dict), dst)
     return len(state_dict)

@@ -59,11 +59,7 @@ def build(deploy: bool, size: int, shipped: bool = False) -> ImageClassifier:
 @torch.inference_mode()
 def measure(models: Dict[str, Callable], sizes: Dict[str, int], batch: int,
             rounds: int) -> Dict[str, List[float]]:
-    """Run the models in turn, so that all see the same machine.
-
-    Returns:
-        dict[str, list[float]]: The seconds of each round by name.
-    """
+    """Run the models in turn, so that all see the same machine."""
     inputs = {
         name: torch.rand(batch, 3, sizes[name], sizes[name])
         for name in models

@@ -86,11 +86,7 @@ def build_ours(name: str, weights: str) -> Callable[[np.ndarray], np.ndarray]:
 
 def measure(functions: Sequence[Callable], img: np.ndarray,
             repeat: int) -> List[float]:
-    """Measure functions of an image in turns.
-
-    Returns:
-        list[float]: The median of the seconds of each.
-    """
+    """Measure functions of an image in turns."""
     seconds = []
     for _ in range(repeat + 2):
         row = []

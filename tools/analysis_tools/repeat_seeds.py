@@ -55,7 +55,6 @@ def parse_args() -> argparse.Namespace:
 
 
 def run(tool: str, *arguments: str) -> None:
-    """Run a tool, and stop where it fails."""
     process = subprocess.run(
         [sys.executable,
          osp.join(TOOLS, f'{tool}.py'), *arguments])

@@ -55,11 +55,7 @@ def add_folders(plan: Plan, split: str, folder: str) -> None:
 
 
 def read_expression(path: str) -> int:
-    """Read an expression from a file of NumPy.
-
-    Raises:
-        ValueError: If it has anything but one number.
-    """
+    """Read an expression from a file of NumPy."""
     try:
         array = np.load(path, allow_pickle=False)
         number = array.item()
@@ -116,15 +112,7 @@ def find_images(src: str, path: str, names: Sequence[str]) -> str:
 
 def crop(path: str, box: Tuple[int, ...]) -> bytes:
     """Crop the face of an image, given left, top, width and height in stored
-    pixels: an orientation in the file's EXIF is ignored.
-
-    Returns:
-        bytes: JPEG of a JPEG, PNG of anything else.
-
-    Raises:
-        OSError: If the image cannot be read.
-        ValueError: If it cannot be decoded, or the box is outside of it.
-    """
+    pixels: an orientation in the file's EXIF is ignored."""
     load = LoadCheckedImage(color_type='color_ignore_orientation')
     img = load(dict(img_path=path))['img']
     x, y, width, height = box

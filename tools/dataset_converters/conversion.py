@@ -130,13 +130,7 @@ def read_csv(
     path: str, columns: Sequence[str], default: Sequence[str] = ()
 ) -> Iterator[Tuple[int, List[str]]]:
     """Read columns, by their names in lower case, of a CSV file that may have
-    no header if all its columns are given as ``default``.
-
-    Yields:
-        tuple[int, list[str]]: The number of a line, and its fields, or just
-        its text if it is invalid. Fields have no line breaks: a stray quote
-        costs one line.
-    """
+    no header if all its columns are given as ``default``."""
     names = default
     with open(
             path, newline='', encoding='utf-8-sig',
@@ -174,11 +168,6 @@ def run(make_plan: Callable[[str], Optional[Plan]],
         forms: str,
         description: str,
         argv: Optional[Sequence[str]] = None) -> int:
-    """Run a converter on a command line, or that of the process.
-
-    Returns:
-        int: The exit status, 1 if an image is missing or broken.
-    """
     parser = argparse.ArgumentParser(
         description=f'{description} Known forms: {forms}.')
     parser.add_argument('src', help='the dataset, which is never changed')

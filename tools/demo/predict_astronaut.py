@@ -16,11 +16,7 @@ LANDMARKS = np.array([[203.7, 102.8], [245.0, 104.2], [224.4, 129.1],
 
 
 def find_portrait() -> str:
-    """Find the image, without importing scikit-image.
-
-    Raises:
-        SystemExit: If it is not installed.
-    """
+    """Find the image, without importing scikit-image."""
     spec = importlib.util.find_spec('skimage')
     for folder in (spec.submodule_search_locations if spec else ()):
         path = osp.join(folder, 'data', 'astronaut.png')

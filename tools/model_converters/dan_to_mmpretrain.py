@@ -2,7 +2,7 @@
 import argparse
 import os.path as osp
 import re
-from typing import Dict, Iterable, Optional, Sequence
+from typing import Dict, Iterable, Optional
 
 import torch
 from mmengine.config import Config
@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 
 from dan_mm.apis.model_index import find_configs
-from dan_mm.checkpoint import check_weights, load_file
+from dan_mm.checkpoint import check_weights, load_file, rename_weights
 from dan_mm.cli.output import refuse_unwritten
 from dan_mm.datasets import RAFDB, SFEW, AffectNet, FERPlus
 from dan_mm.description import describe
@@ -26,26 +26,19 @@ METAINFO = dict(
     sfew=SFEW.METAINFO)
 
 CENTERS = 'head.loss_affinity.centers'
-
-
-def dan_key(key: str) -> str:
-    """Get the original DAN code's name of one of our weights."""
-    for pattern, original in (
-        (r'backbone\.conv1\.', 'features.0.'),
-        (r'backbone\.bn1\.', 'features.1.'),
-        (r'backbone\.layer(\d)\.',
-         lambda match: f'features.{int(match[1]) + 3}.'),
-        (r'neck\.heads\.(\d+)\.spatial\.conv1x1\.', r'cat_head\1.sa.conv1x1.'),
-        (r'neck\.heads\.(\d+)\.spatial\.conv(\dx\d)\.',
-         r'cat_head\1.sa.conv_\2.'),
-        (r'neck\.heads\.(\d+)\.channel\.', r'cat_head\1.ca.attention.'),
-        (r'head\.loss_affinity\.centers', 'centers'),
-        (r'head\.', ''),
-    ):
-        renamed, count = re.subn('^' + pattern, original, key)
-        if count:
-            return renamed
-    return key
+# From our names of weights to those of the original code
+NAMES = (
+    (r'^backbone\.conv1\.', 'features.0.'),
+    (r'^backbone\.bn1\.', 'features.1.'),
+    (r'^backbone\.layer(\d)\.',
+     lambda match: f'features.{int(match[1]) + 3}.'),
+    (r'^neck\.heads\.(\d+)\.spatial\.conv1x1\.', r'cat_head\1.sa.conv1x1.'),
+    (r'^neck\.heads\.(\d+)\.spatial\.conv(\dx\d)\.',
+     r'cat_head\1.sa.conv_\2.'),
+    (r'^neck\.heads\.(\d+)\.channel\.', r'cat_head\1.ca.attention.'),
+    (r'^head\.loss_affinity\.centers', 'centers'),
+    (r'^head\.', ''),
+)
 
 
 def expected_weights(num_heads: int = 0, num_classes: int = 0) -> Dict:
@@ -61,45 +54,7 @@ def expected_weights(num_heads: int = 0, num_classes: int = 0) -> Dict:
         return torch.nn.ModuleDict(parts).state_dict()
 
 
-def rename(source: Dict, weights: Dict, names: Dict, path: str) -> Dict:
-    """Give the weights of ``source`` our names.
-
-    Args:
-        source (dict): The original weights by their names.
-        weights (dict): Our weights by our names, for their shapes.
-        names (dict): The original name of each of our weights.
-        path (str): The source file for the message.
-    """
-    # Checkpoints of PyTorch < 0.4.1 do not count batches.
-    missing = [
-        name for key, name in names.items() if name not in source
-        and key != CENTERS and not name.endswith('num_batches_tracked')
-    ]
-    unexpected = sorted(set(source) - set(names.values()))
-    reshaped = [
-        f'{name} {tuple(source[name].shape)} instead of '
-        f'{tuple(weights[key].shape)}' for key, name in names.items()
-        if name in source and source[name].shape != weights[key].shape
-    ]
-    if missing or unexpected or reshaped:
-
-        def list_some(items: Sequence[str]) -> str:
-            rest = f', and {len(items) - 10} more' if items[10:] else ''
-            return f'{len(items)} ({", ".join(items[:10])}{rest})'
-
-        raise SystemExit(
-            f'{path} is not a checkpoint that can be converted. Missing keys: '
-            f'{list_some(missing)}. Unexpected keys: {list_some(unexpected)}. '
-            f'Keys of another shape: {list_some(reshaped)}. Expected the '
-            'checkpoint of the original DAN with a ResNet-18, or its '
-            'ResNet-18 trained on MS-Celeb-1M.')
-    return {
-        key: source[name].clone()
-        for key, name in names.items() if name in source
-    }
-
-
-def convert(checkpoint: Dict, path: str) -> Dict:
+def convert(checkpoint: Dict) -> Dict:
     """Convert the weights of a checkpoint."""
     source, dan = None, False
     if isinstance(checkpoint, dict):
@@ -109,22 +64,19 @@ def convert(checkpoint: Dict, path: str) -> Dict:
         found = (
             sorted(map(str, checkpoint))
             if isinstance(checkpoint, dict) else type(checkpoint).__name__)
-        raise SystemExit(
-            f'{path} holds {found}, expected the original DAN\'s '
-            "'model_state_dict', or 'state_dict' with the weights of its "
-            'ResNet-18 trained on MS-Celeb-1M.')
-    check_weights(source, path)
+        raise ValueError(
+            f"It holds {found}, expected 'model_state_dict' or 'state_dict'.")
+    check_weights(source, 'It')
     source = {re.sub(r'^module\.', '', key): source[key] for key in source}
 
     if not dan:
-        weights = expected_weights()
-        names = {key: key[len('backbone.'):] for key in weights}
         # The classifier of the celebrities is of no use here.
         backbone = {
             key: value
             for key, value in source.items() if not key.startswith('fc.')
         }
-        return rename(backbone, weights, names, path)
+        return rename_weights(backbone, expected_weights(),
+                              [(r'^backbone\.', '')])
 
     heads = {key.split('.')[0] for key in source if key.startswith('cat_head')}
     num_classes = len(source['fc.weight']) if 'fc.weight' in source else 7
@@ -134,18 +86,7 @@ def convert(checkpoint: Dict, path: str) -> Dict:
               f'{num_classes} classes.')
         source['centers'] = centers[:num_classes]
     weights = expected_weights(len(heads) or 4, max(num_classes, 2))
-    return rename(source, weights, {key: dan_key(key)
-                                    for key in weights}, path)
-
-
-def describe_dan(dataset: str, state_dict: Dict) -> Dict:
-    """Describe DAN and its test pipeline, for inference."""
-    cfg = Config.fromfile(osp.join(find_configs(), f'dan_{dataset}.py'))
-    cfg.model.neck.num_heads = len(
-        {key.split('.')[2]
-         for key in state_dict if key.startswith('neck.')})
-    description = describe(cfg)
-    return dict(model=description.model, test_pipeline=description.pipeline)
+    return rename_weights(source, weights, NAMES, 'centers')
 
 
 def main(argv: Optional[Iterable[str]] = None) -> None:
@@ -163,9 +104,16 @@ def main(argv: Optional[Iterable[str]] = None) -> None:
 
     try:
         check_file(args.dst, [args.src])
-        state_dict = convert(load_file(args.src), args.src)
+        checkpoint = load_file(args.src)
     except ValueError as error:
         raise SystemExit(str(error))
+    try:
+        state_dict = convert(checkpoint)
+    except ValueError as error:
+        raise SystemExit(
+            f'{args.src} cannot be converted. {error} Expected a checkpoint '
+            'of the original DAN with a ResNet-18, or its ResNet-18 trained '
+            'on MS-Celeb-1M.')
     meta = {}
     if args.dataset:
         classes = METAINFO[args.dataset]['classes']
@@ -175,8 +123,17 @@ def main(argv: Optional[Iterable[str]] = None) -> None:
             raise SystemExit(f'{args.src} has {found} classes, '
                              f'{args.dataset} has {len(classes)}. Use another '
                              '--dataset, or none.')
-        meta['dataset_meta'] = METAINFO[args.dataset]
-        meta.update(describe_dan(args.dataset, state_dict))
+        cfg = Config.fromfile(
+            osp.join(find_configs(), f'dan_{args.dataset}.py'))
+        cfg.model.neck.num_heads = len({
+            key.split('.')[2]
+            for key in state_dict if key.startswith('neck.')
+        })
+        model, pipeline = describe(cfg)
+        meta = dict(
+            dataset_meta=METAINFO[args.dataset],
+            model=model,
+            test_pipeline=pipeline)
 
     with refuse_unwritten(args.dst):
         save_checkpoint(dict(meta=meta, state_dict=state_dict), args.dst)

@@ -148,12 +148,7 @@ def compare_two(persons: np.ndarray, truth: np.ndarray, scores: np.ndarray,
 
 def paste(image: np.ndarray, scenes: Sequence[np.ndarray],
           rng: np.random.Generator) -> Tuple[np.ndarray, np.ndarray]:
-    """Paste an image into a scene, 2 to 5 times as large.
-
-    Returns:
-        tuple[ndarray, ndarray]: The new scene, and where the image is:
-        left, top, right, bottom.
-    """
+    """Paste an image into a scene, 2 to 5 times as large."""
     scale = rng.uniform(2, 5)
     face = cv2.resize(
         image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)

@@ -43,15 +43,7 @@ class FaceLandmarkMetric(BaseMetric):
         self.iou_thr = iou_thr
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Match the faces of a batch.
-
-        Args:
-            data_batch (dict): Not used.
-            data_samples (Sequence[dict]): The predictions, with ``instances``.
-
-        Raises:
-            KeyError: If they have none.
-        """
+        """Match the faces of a batch."""
         for data_sample in data_samples:
             if 'instances' not in data_sample:
                 raise KeyError(
@@ -96,14 +88,7 @@ class FaceLandmarkMetric(BaseMetric):
             faces=int((~ignored).sum()), hits=hits, false=false, errors=errors)
 
     def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
-        """Compute the metrics.
-
-        Args:
-            results (list[dict]): The numbers of each image.
-
-        Returns:
-            dict[str, float]: ``recall``, ``false_positives`` and ``nme``.
-        """
+        """Compute the metrics."""
         faces, hits, false = (
             sum(result[key] for result in results)
             for key in ('faces', 'hits', 'false'))

@@ -135,16 +135,7 @@ def find_shift(landmarks: np.ndarray, img: np.ndarray,
     """Find how far a person's face is shifted in another portrait.
 
     People move their heads as they smile, by a tenth of the face and more. The
-    eyes are matched, since they change the least.
-
-    Args:
-        landmarks (ndarray): Those of the first portrait.
-        img (ndarray): The first portrait.
-        other (ndarray): The other one.
-
-    Returns:
-        ndarray: In pixels, of shape ``(2, )``.
-    """
+    eyes are matched, since they change the least."""
     size = measure(landmarks)[1]
     strip = np.tile(landmarks[:2].mean(0), 2) + size * np.array(STRIP)
     height, width = img.shape[:2]
@@ -173,18 +164,7 @@ def read_landmarks(row: dict) -> Optional[np.ndarray]:
 
 
 def load_portraits(src: str) -> Dict[str, List[Portrait]]:
-    """Load the portraits of each person.
-
-    Args:
-        src (str): The folder.
-
-    Returns:
-        dict[str, list[Portrait]]: The persons in the order of their names.
-
-    Raises:
-        OSError: If a file is missing or broken.
-        ValueError: If the index is invalid, or a person has no landmarks.
-    """
+    """Load the portraits of each person."""
     path = osp.join(src, INDEX)
     if not osp.isfile(path):
         raise FileNotFoundError(
@@ -296,16 +276,7 @@ def draw_background(rng: np.random.Generator, img: np.ndarray,
 def draw_mask(rng: np.random.Generator, bbox: np.ndarray,
               shape: Tuple[int, int]) -> np.ndarray:
     """Draw what is pasted of a portrait: all, or an oval with soft edges
-    around the head.
-
-    Args:
-        rng (Generator): Random numbers.
-        bbox (ndarray): The face.
-        shape (tuple[int, int]): Height and width.
-
-    Returns:
-        ndarray: In [0, 1], float32 of that shape.
-    """
+    around the head."""
     if rng.random() < 0.5:
         return np.ones(shape, np.float32)
     centre = (bbox[:2] + bbox[2:]) / 2
@@ -325,20 +296,7 @@ def ratio_inside(bbox: np.ndarray, size: int) -> float:
 def paste(rng: np.random.Generator, image: np.ndarray, portrait: Portrait,
           others: List[Face], scales: Sequence[float],
           cut: bool) -> Optional[Face]:
-    """Paste a portrait at a random scale and place.
-
-    Args:
-        rng (Generator): Random numbers.
-        image (ndarray): The square image to paste into.
-        portrait (Portrait): The portrait.
-        others (list[Face]): The faces in the image, none of which is
-            covered.
-        scales (Sequence[float]): The smallest and the largest scale.
-        cut (bool): Whether the border may cut the face.
-
-    Returns:
-        Face: The new face, None where there is no room for it.
-    """
+    """Paste a portrait at a random scale and place."""
     size = len(image)
     for _ in range(ATTEMPTS):
         scale = np.exp(rng.uniform(*np.log(scales)))
@@ -415,11 +373,7 @@ def deal(rng: np.random.Generator,
 def write_split(dst: str, split: str, portraits: List[Portrait],
                 backgrounds: List[np.ndarray], number: int,
                 args: argparse.Namespace) -> int:
-    """Write the images of a split.
-
-    Returns:
-        int: The number of faces.
-    """
+    """Write the images of a split."""
     training = split == 'train'
     rng = np.random.default_rng([args.seed, int(training)])
     folder = osp.join(dst, split, 'images')
@@ -447,7 +401,6 @@ def write_split(dst: str, split: str, portraits: List[Portrait],
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make the dataset."""
     check_tree(args.dst, filter(None, [args.src, args.backgrounds]), [
         osp.join(args.dst, split, 'images', '') for split in ('train', 'val')
     ])
