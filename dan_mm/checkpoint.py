@@ -255,9 +255,8 @@ def rename_weights(source: dict,
     # Checkpoints of PyTorch < 0.4.1 do not count batches.
     problems = {
         'Missing keys': [
-            name for name in names.values()
-            if name not in source and name != optional
-            and not name.endswith('num_batches_tracked')
+            name for name in names.values() if name not in source
+            and name != optional and not name.endswith('num_batches_tracked')
         ],
         'Unexpected keys':
         sorted(source.keys() - set(names.values())),

@@ -6,9 +6,11 @@ import os
 import os.path as osp
 import re
 import shutil
+import stat
 import threading
 from contextlib import contextmanager, suppress
-from typing import IO, Dict, Iterable, Iterator, List, Optional, Tuple
+from functools import lru_cache
+from typing import IO, Dict, Iterable, Iterator, Optional, Tuple
 
 try:
     import fcntl
@@ -145,8 +147,8 @@ def check_result(path: str, kind: str) -> None:
     folder = osp.dirname(place)
     if osp.isdir(path) or not osp.isdir(folder):
         raise FileNotFoundError(
-            f'Cannot write {path}, expected the path of a file in a folder '
-            f'that exists. Make {folder}, or give another path.')
+            f'Cannot write {path}, expected a file in a folder that exists. '
+            f'Make {folder}, or give another path.')
     # Pipes and devices
     if osp.exists(path) and not osp.isfile(path):
         return
@@ -154,9 +156,8 @@ def check_result(path: str, kind: str) -> None:
     for file in path, f'{place}.partial':
         if osp.isfile(file) and not _is_result(file, kind):
             raise FileExistsError(
-                f'{file} exists and is no earlier result of --{kind}, '
-                'expected a new file, or one to replace. Remove it, or give '
-                'another path.')
+                f'{file} exists and is no earlier result of --{kind}. Remove '
+                'it, or give another path.')
 
 
 def _is_result(path: str, kind: str) -> bool:
@@ -204,6 +205,14 @@ def identity(path: str) -> Optional[Identity]:
     return status.st_dev, status.st_ino
 
 
+def is_regular(path: str) -> bool:
+    """Whether a path is a regular file and no link."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def check_file(path: str, read: Iterable[str]) -> None:
     """Check that a file to write is no input.
 
@@ -237,15 +246,13 @@ def check_tree(out: str, inputs: Iterable[str],
         ValueError: If it is, has, or is in one of the inputs.
     """
     check_folder(out)
-    chains: Dict[str, List[Identity]] = {}
 
-    def chain(folder: str) -> List[Identity]:
-        """A folder and those above"""
-        if folder not in chains:
-            above, own = osp.dirname(folder), identity(folder)
-            chains[folder] = ([] if above == folder else
-                              chain(above)) + ([] if own is None else [own])
-        return chains[folder]
+    @lru_cache(None)
+    def chain(folder: str) -> Tuple[Identity, ...]:
+        """A folder and those above, from the root on"""
+        above, own = osp.dirname(folder), identity(folder)
+        return (() if above == folder else chain(above)) + (
+            () if own is None else (own, ))
 
     folders: Dict[Identity, str] = {}
     above: Dict[Identity, str] = {}
@@ -257,19 +264,14 @@ def check_tree(out: str, inputs: Iterable[str],
             place = osp.dirname(place)
         above.update(dict.fromkeys(chain(place), path))
     for folder in {out, *map(osp.dirname, targets)}:
-        for found in chain(osp.realpath(folder)):
-            if found in folders:
-                raise ValueError(
-                    f'Got the folder {out} to write to, of which {folder} '
-                    f'leads into {folders[found]}, expected neither to be in '
-                    'the other: what is written there would be read the next '
-                    'time. Give another folder.')
-        if identity(folder) in above:
+        found = [folders[one] for one in chain(osp.realpath(folder))
+                 if one in folders]  # yapf: disable
+        found += filter(None, [above.get(identity(folder))])
+        if found:
             raise ValueError(
                 f'Got the folder {out} to write to, of which {folder} leads '
-                f'to the input {above[identity(folder)]}, expected neither to '
-                'be in the other: it could be overwritten. Give another '
-                'folder.')
+                f'to the input {found[0]}, expected neither to be in the '
+                'other. Give another folder.')
 
 
 def _lock(handle: int, path: str) -> None:

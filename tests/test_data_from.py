@@ -168,8 +168,8 @@ def test_refusals(tmp_path, checkpoints):
     ferplus, rafdb = config('dan_ferplus'), config('dan_rafdb')
     with pytest.raises(
             SystemExit,
-            match='no names of classes in .*nameless.pt'
-            'h.*`--dataset`'):
+            match='nameless.pth has no names of classes'
+            '.*`--dataset`'):
         merge(ferplus, checkpoints['nameless'], '--data-from', rafdb)
     with pytest.raises(
             SystemExit, match='names of 7 classes.*config has 8 outputs'):

@@ -54,7 +54,7 @@ def test_repeat_seeds(repeat, ferplus_root, tmp_path, capsys):
     def fails(name, *arguments):
         raise SystemExit('interrupted')
 
-    options = '--no-pin-memory', '--cfg-options', 'x=1'
+    options = '--launcher', 'none', '--cfg-options', 'x=1'
     runs = config, '--work-dir', work_dir, '--seeds'
     calls = repeat(*runs, 5, *options)
     assert [name for name, _ in calls] == ['train', 'test', 'test']
@@ -64,7 +64,7 @@ def test_repeat_seeds(repeat, ferplus_root, tmp_path, capsys):
         repeat(*runs, 5, 6, *options, run=fails)
     calls = repeat(*runs, 5, 6, *options)
     assert [name for name, _ in calls] == ['train', 'test', 'test']
-    assert '--no-pin-memory' in calls[0][1] and 'x=1' in calls[2][1]
+    assert '--launcher' in calls[0][1] and 'x=1' in calls[2][1]
 
     results = json.loads((work_dir / 'results.json').read_text())
     table = capsys.readouterr().out.rsplit('mean ± standard deviation', 1)[1]
@@ -77,7 +77,7 @@ def test_repeat_seeds(repeat, ferplus_root, tmp_path, capsys):
     assert repeat(*runs, 6, 5, *options) == []
     assert 'chosen by validation' in capsys.readouterr().out
     # Other options would be another experiment.
-    for other in ((), ('--no-pin-memory', '--cfg-options', 'x=2')):
+    for other in ((), ('--launcher', 'none', '--cfg-options', 'x=2')):
         with pytest.raises(SystemExit, match='runs with another .*--work-dir'):
             repeat(*runs, 6, 5, *other)
     # Killed before the last validation, it is not taken as finished.

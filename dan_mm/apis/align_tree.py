@@ -3,7 +3,6 @@
 crops."""
 import argparse
 import csv
-import io
 import json
 import os.path as osp
 from collections import Counter
@@ -16,9 +15,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from dan_mm.checkpoint import list_some
 from dan_mm.datasets.alignment import ALIGNMENT, LANDMARKS, REPORT, AlignFace
-from dan_mm.files import (check_tree, from_cell, lock_folder, remove_partials,
-                          to_cell, write_bytes)
+from dan_mm.files import (atomic_write, check_tree, from_cell, lock_folder,
+                          remove_partials, to_cell, write_bytes)
 from dan_mm.reading import InputImage, MediaReader, describe
 from .faces import Face, FaceDetector
 from .find_model import find_model
@@ -31,6 +31,7 @@ HEADER = [
       for axis in 'xy'), 'detail'
 ]
 TEXTS = 'path', 'crop', 'detail'
+FORMAT = dict(newline='', encoding='utf-8', errors='surrogateescape')
 # What happened to an image
 ALIGNED, NO_FACE, BROKEN = 'aligned', 'no face', 'broken'
 IMPLAUSIBLE = 'implausible landmarks: look at this crop'
@@ -69,40 +70,38 @@ def choose(faces: List[Face], shape: Tuple[int, int], rule: str) -> List[Face]:
     return [max(faces, key=keys[rule])]
 
 
-def read_report(dst: str) -> Dict[str, List[dict]]:
+def read_report(dst: str) -> List[dict]:
     """Read the rows of images that are done, and need not be done again."""
     path = osp.join(dst, REPORT)
     rows: Dict[str, List[dict]] = {}
     if osp.isfile(path):
-        with open(
-                path, newline='', encoding='utf-8',
-                errors='surrogateescape') as file:
+        with open(path, **FORMAT) as file:
             reader = csv.DictReader(file)
             if reader.fieldnames not in (None, HEADER):
                 raise ValueError(
                     f'{path} has the columns {reader.fieldnames}, expected '
-                    f'{HEADER}, those of `dan-mm align`. Remove it, or give '
-                    'another folder.')
-            for row in read_rows(reader):
-                # The last line of a killed run may be a part of one.
-                if None not in row.values() and row['status'] != BROKEN:
-                    row.update((name, from_cell(row[name])) for name in TEXTS)
-                    rows.setdefault(row['path'], []).append(row)
+                    'those of `dan-mm align`. Remove it, or give another '
+                    'folder.')
+            # After a power failure, the end may be anything.
+            with suppress(csv.Error):
+                for row in reader:
+                    # The last line of a killed run may be a part of one.
+                    if None not in row.values() and row['status'] != BROKEN:
+                        row.update(
+                            (name, from_cell(row[name])) for name in TEXTS)
+                        rows.setdefault(row['path'], []).append(row)
         # Or a part of the rows of an image.
         rows.pop(next(reversed(rows), None), None)
-    return {
-        path: found
-        for path, found in rows.items() if all(
+    return [
+        row for found in rows.values() if all(
             row['status'] == NO_FACE or osp.isfile(osp.join(dst, row['crop']))
-            for row in found)
-    }
+            for row in found) for row in found
+    ]
 
 
-def read_rows(reader: csv.DictReader) -> Iterator[dict]:
-    """Read rows as far as they are whole: those after a power failure may
-    not be, and the images of what is missing are aligned again."""
-    with suppress(csv.Error):
-        yield from reader
+def write_row(writer: csv.DictWriter, row: dict) -> None:
+    texts = {name: to_cell(row.get(name, '')) for name in TEXTS}
+    writer.writerow({**row, **texts})
 
 
 def check_settings(dst: str, settings: dict, images: List[str],
@@ -127,49 +126,53 @@ def check_settings(dst: str, settings: dict, images: List[str],
 
 
 def align_batch(batch: List[Tuple[str, InputImage]], detector: FaceDetector,
-                align: AlignFace, dst: str, rule: str) -> List[list]:
-    """Write the crops of a batch."""
-    rows, images = [], []
+                align: AlignFace, dst: str, rule: str) -> Iterator[dict]:
+    """Write the crops of a batch, and yield the rows of the report."""
+    found = iter(
+        try_find_faces(
+            detector,
+            [image.img for _, image in batch if image.img is not None]))
     for path, image in batch:
+        broken = dict(path=path, status=BROKEN)
         if image.img is None:
-            rows.append([path, BROKEN, *[''] * 16, image.error])
-        else:
-            images.append((path, image.img))
-    found = try_find_faces(detector, [img for _, img in images])
-    for (path, img), faces in zip(images, found):
+            yield dict(broken, detail=image.error)
+            continue
+        faces = next(found)
         if isinstance(faces, Exception):
             reason = f'it cannot be searched for faces: {describe(faces)}'
-            rows.append([path, BROKEN, *[''] * 16, reason])
+            yield dict(broken, detail=reason)
             continue
-        chosen = choose(faces, img.shape[:2], rule)
+        chosen = choose(faces, image.img.shape[:2], rule)
         if not chosen:
-            rows.append([path, NO_FACE, *[''] * 17])
+            yield dict(path=path, status=NO_FACE)
         try:
-            aligned = [
-                align(dict(img=img, keypoints=face.keypoints))['img']
+            crops = [
+                align(dict(img=image.img, keypoints=face.keypoints))['img']
                 for face in chosen
             ]
         except Exception as error:
             reason = f'a face cannot be aligned: {describe(error)}'
-            rows.append([path, BROKEN, *[''] * 16, reason])
+            yield dict(broken, detail=reason)
             continue
+        targets = [
+            crop_path(path, number, rule == 'all')
+            for number in range(1,
+                                len(crops) + 1)
+        ]
         # All crops first: an image with rows is done.
-        crops = []
-        for number, crop in enumerate(aligned, 1):
-            target = crop_path(path, number, rule == 'all')
+        for target, crop in zip(targets, crops):
             content = cv2.imencode(
                 osp.splitext(target)[1], crop,
                 [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
             write_bytes(osp.join(dst, target), content.tobytes())
-            crops.append(target)
-        for target, face in zip(crops, chosen):
+        for target, face in zip(targets, chosen):
             numbers = [*face.bbox, *face.keypoints.ravel()]
-            rows.append([
+            row = [
                 path, ALIGNED, target, f'{face.score:.4f}',
                 *(f'{number:.2f}' for number in numbers),
                 '' if face.landmarks_plausible else IMPLAUSIBLE
-            ])
-    return rows
+            ]
+            yield dict(zip(HEADER, row))
 
 
 def run(args: argparse.Namespace, output: IO[str]) -> int:
@@ -197,7 +200,8 @@ def run(args: argparse.Namespace, output: IO[str]) -> int:
         align = align_like(args.like)
     with lock_folder(args.dst):
         check_settings(args.dst, align.settings, images, args.faces == 'all')
-        done = read_report(args.dst)
+        rows = read_report(args.dst)
+        done = {row['path'] for row in rows}
         remaining = [path for path in images if path not in done]
         # What is refused until here changes nothing.
         detector = build_detector(args) if remaining else None
@@ -206,58 +210,45 @@ def run(args: argparse.Namespace, output: IO[str]) -> int:
             osp.join(args.dst, ALIGNMENT),
             json.dumps(align.settings).encode())
         report = osp.join(args.dst, REPORT)
-        write_report(report, done)
+        with atomic_write(report) as temporary, open(temporary, 'w',
+                                                     **FORMAT) as file:
+            writer = csv.DictWriter(file, HEADER)
+            writer.writeheader()
+            for row in rows:
+                write_row(writer, row)
         if done:
             print(
                 f'{len(done)} of {len(files)} images are done already.',
                 file=output)
         if remaining:
-            append_to_report(report, remaining, detector, align, args)
-        return summarize(report, others, output)
+            with open(report, 'a', **FORMAT) as file:
+                rows += align_images(remaining, file, detector, align, args)
+    summarize(rows, report, others, output)
+    return int(any(row['status'] == BROKEN for row in rows))
 
 
-def write_report(path: str, done: Dict[str, List[dict]]) -> None:
-    """Begin the report, with the rows of images that are done."""
-    kept = io.StringIO()
-    writer = csv.DictWriter(kept, HEADER)
-    writer.writeheader()
-    for rows in done.values():
-        for row in rows:
-            writer.writerow({
-                **row,
-                **{
-                    name: to_cell(row[name])
-                    for name in TEXTS
-                }
-            })
-    write_bytes(path, kept.getvalue().encode('utf-8', 'surrogateescape'))
-
-
-def append_to_report(report: str, paths: List[str], detector: FaceDetector,
-                     align: AlignFace, args: argparse.Namespace) -> None:
+def align_images(paths: List[str], report: IO[str], detector: FaceDetector,
+                 align: AlignFace, args: argparse.Namespace) -> List[dict]:
     """Align images, and append their rows to the report."""
-    console = Console(stderr=True)
-    texts = [HEADER.index(name) for name in TEXTS]
+    console, rows = Console(stderr=True), []
     images = MediaReader(args.workers).read([(osp.join(args.src, path), False)
                                              for path in paths])
-    with closing(images), open(
-            report, 'a', newline='', encoding='utf-8',
-            errors='surrogateescape') as file, Progress(
-                *Progress.get_default_columns(),
-                console=console,
-                disable=not console.is_terminal) as progress:
+    with closing(images), Progress(
+            *Progress.get_default_columns(),
+            console=console,
+            disable=not console.is_terminal) as progress:
         task = progress.add_task('Aligning', total=len(paths))
-        writer, remaining = csv.writer(file), iter(paths)
+        writer, remaining = csv.DictWriter(report, HEADER), iter(paths)
         for batch in batches(images, args.batch_size):
-            for row in align_batch(
-                    list(zip(islice(remaining, len(batch)), batch)), detector,
-                    align, args.dst, args.faces):
-                for column in texts:
-                    row[column] = to_cell(row[column])
-                writer.writerow(row)
-            file.flush()
+            named = list(zip(islice(remaining, len(batch)), batch))
+            for row in align_batch(named, detector, align, args.dst,
+                                   args.faces):
+                write_row(writer, row)
+                rows.append(row)
+            report.flush()
             progress.advance(task, len(batch))
-            del batch  # before the next images come
+            del batch, named  # before the next images come
+    return rows
 
 
 def align_like(model: str) -> AlignFace:
@@ -270,7 +261,6 @@ def align_like(model: str) -> AlignFace:
 
 
 def build_detector(args: argparse.Namespace) -> FaceDetector:
-    """Build the detector that the options name."""
     return FaceDetector(
         args.detector_config,
         args.detector_checkpoint,
@@ -278,13 +268,10 @@ def build_detector(args: argparse.Namespace) -> FaceDetector:
         score_thr=args.score_thr)
 
 
-def summarize(report: str, others: List[str], output: IO[str]) -> int:
+def summarize(rows: List[dict], report: str, others: List[str],
+              output: IO[str]) -> None:
     """Print what happened to the images."""
-    with open(
-            report, newline='', encoding='utf-8',
-            errors='surrogateescape') as file:
-        rows = list(csv.DictReader(file))
-    status = {from_cell(row['path']): row['status'] for row in rows}
+    status = {row['path']: row['status'] for row in rows}
     counts = Counter(status.values())
     crops = [row for row in rows if row['status'] == ALIGNED]
     print(
@@ -294,9 +281,8 @@ def summarize(report: str, others: List[str], output: IO[str]) -> int:
         file=output)
     for name in NO_FACE, BROKEN:
         paths = [repr(path) for path in status if status[path] == name]
-        more = f' and {len(paths) - 10} more' if paths[10:] else ''
         if paths:
-            print(f'  {name}: {", ".join(paths[:10])}{more}', file=output)
+            print(f'  {name}: {list_some(paths, 10)}', file=output)
     unsure = sum(row['detail'] == IMPLAUSIBLE for row in crops)
     if unsure:
         print(
@@ -308,4 +294,3 @@ def summarize(report: str, others: List[str], output: IO[str]) -> int:
             f'  {len(others)} files are no images by their extension, '
             f'the first is {others[0]!r}',
             file=output)
-    return int(counts[BROKEN] > 0)

@@ -197,29 +197,33 @@ class FERInferencer:
                                           found.path)
         self._classifier = self._build(found)
         self._gray = found.metainfo.get('color_type') == 'grayscale'
-        self._align, known = self._find_alignment(found.metainfo, found.path)
+        known = found.metainfo.get('alignment')
+        try:
+            self._align = AlignFace(**(known or ALIGNMENT))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f'The checkpoint {found.path} has the alignment '
+                f'{known!r:.100} ({error}), expected arguments of AlignFace.'
+            ) from error
         self.alignment = self._align.settings
         # Faces that are classified at once
         self._step = 4 * batch_size
         self._one_channel = False
         self._try_pipeline(found.path, config is None)
-        self._name, licence = (
+        name, licence = (
             printable(str(found.metainfo.get(key) or ''))[:200]
             for key in ('dataset_name', 'licence'))
         self.about = (
-            f'This model was trained on {self._name}; licence of the data: '
-            f'{licence or "unknown"}.' if self._name else
-            'This model was trained on data that its checkpoint does not '
-            'name; ask its author for their licence.')
-        self.synthetic = self._name.startswith('synthface')
+            f'This model was trained on {name or "unnamed data"}; licence of '
+            f'the data: {licence or "unknown"}.')
+        self.synthetic = name.startswith('synthface')
         if self.about not in _said:
             _said.add(self.about)
             print_log(self.about, logger='current')
         if not known:
             _warn_once('The checkpoint does not say how its faces were '
-                       f'aligned, expected it: {ALIGNMENT} is taken, which '
-                       'may fit badly. Align the training data with `dan-mm '
-                       'align` for a model that says it.')
+                       f'aligned: {ALIGNMENT} is taken, which may fit badly. '
+                       'Align the training data with `dan-mm align`.')
 
     @staticmethod
     def _find_classes(metainfo: dict, weights: dict,
@@ -235,8 +239,8 @@ class FERInferencer:
             found = f'{last[-1]} classes' if last else 'no classifier'
             raise ValueError(
                 f'The checkpoint {path} has {found}, and the names '
-                f'{classes or "of none"}, expected a name for each. Convert '
-                'an original checkpoint with `--dataset`.')
+                f'{classes or "of none"}. Convert an original checkpoint '
+                'with `--dataset`.')
         if len(set(classes)) < len(classes) or not all(
                 name.isprintable() and len(name) <= 100 for name in classes):
             raise ValueError(f'The checkpoint {path} has the classes '
@@ -253,9 +257,8 @@ class FERInferencer:
             if problems:
                 raise ValueError(
                     f'The weights of {found.path} do not fit the model that '
-                    f'it describes: {list_some(problems)}. Get the '
-                    'checkpoint again, or give the `config` that it was '
-                    'trained with.')
+                    f'it describes: {list_some(problems)}. Give the `config` '
+                    'that it was trained with.')
             model.load_state_dict(found.weights, strict=False)
             dataset = dict(pipeline=found.description.pipeline)
             model._config = Config(dict(test_dataloader=dict(dataset=dataset)))
@@ -268,18 +271,6 @@ class FERInferencer:
                     f'({type(error).__name__}: {str(error):.300}), expected '
                     'transforms of a face image. Get the checkpoint again, or '
                     'give the `config` that it was trained with.') from error
-
-    @staticmethod
-    def _find_alignment(metainfo: dict, path: str) -> Tuple[AlignFace, bool]:
-        known = metainfo.get('alignment')
-        try:
-            align = AlignFace(**(known or ALIGNMENT))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f'The checkpoint {path} has the alignment {known!r:.100} '
-                f'({error}), '
-                'expected arguments of AlignFace.') from error
-        return align, bool(known)
 
     def _try_pipeline(self, path: str, described: bool) -> None:
         """Try the pipeline on a black face, bound what a described model
@@ -348,10 +339,8 @@ class FERInferencer:
                 which has no end.
         """
         if any(isinstance(source, int) for source in expand(inputs)):
-            raise ValueError(
-                f'Got the camera {inputs}, which has no end, expected files. '
-                'Take one frame after the other: '
-                '`for result in inferencer.stream(0)`.')
+            raise ValueError(f'Got the camera {inputs}, expected files. '
+                             'Cameras are endless; use `stream(0)`.')
         return list(
             self.stream(inputs, aligned, embeddings, attention_maps,
                         smoothing))
@@ -421,9 +410,8 @@ class FERInferencer:
                 if found != self.alignment:
                     _warn_once(
                         f'{path} says that its faces were aligned with '
-                        f'{found}, the model expects {self.alignment}: what '
-                        'it says about them may be wrong. Align them with '
-                        '`dan-mm align --like MODEL`.')
+                        f'{found}, the model expects {self.alignment}. Align '
+                        'them with `dan-mm align --like MODEL`.')
 
     def _predict(self, batch: List[InputImage], aligned: bool,
                  embeddings: bool, attention_maps: bool) -> List[ImageResult]:
@@ -523,8 +511,7 @@ class FERInferencer:
                 if not np.isfinite(list(scores.values())).all():
                     raise ValueError(
                         f'The model gives the scores {scores}, expected '
-                        'numbers. Its weights are broken: train it again, or '
-                        'take another checkpoint.')
+                        'numbers. Take another checkpoint.')
                 results.append(
                     FaceResult(
                         scores,

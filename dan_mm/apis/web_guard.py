@@ -4,7 +4,6 @@ import json
 import os
 import re
 import socket
-import stat
 from collections import Counter
 from typing import Any, Set, Tuple
 from urllib.parse import urlsplit
@@ -13,6 +12,8 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
+
+from dan_mm.files import is_regular
 
 # What the page asks for. Gradio serves much more: a proxy, recordings, the
 # functions of components.
@@ -235,7 +236,7 @@ class WebGuard:
                 for key, value in item.items()):
             return False
         path = item.get('path')
-        if path is None or not _is_regular(path):
+        if path is None or not is_regular(path):
             return False
         if (path, session) in self.claimed:
             return True
@@ -244,10 +245,3 @@ class WebGuard:
         self.unclaimed[path] -= 1
         self.claimed.add((path, session))
         return True
-
-
-def _is_regular(path: str) -> bool:
-    try:
-        return stat.S_ISREG(os.lstat(path).st_mode)
-    except (OSError, ValueError):
-        return False

@@ -37,16 +37,21 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         'key="[a,b]" or key=a,b; nested lists and tuples are allowed: '
         'key="[(a,b),(c,d)]", with the quotation marks and without blanks')
     parser.add_argument(
-        '--no-pin-memory',
-        action='store_true',
-        help='whether to disable pin_memory in dataloaders')
-    parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
         help='job launcher')
     # torch.distributed.launch passes --local-rank, older ones --local_rank.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def set_loader_defaults(loader: dict) -> None:
+    """Fill in settings of a dataloader, as MMPretrain's tools do."""
+    from mmengine.device import get_device
+
+    # Pinned memory is for the copy to an accelerator.
+    loader.setdefault('pin_memory', get_device() != 'cpu')
+    loader.setdefault('collate_fn', dict(type='default_collate'))
 
 
 def find_config(name: str) -> str:
@@ -64,8 +69,7 @@ def find_config(name: str) -> str:
         close = get_close_matches(
             osp.splitext(osp.basename(name))[0], configs, n=3)
         raise SystemExit(
-            f'Found no config {name}, expected the path of one, or the name '
-            'of one of this project, such as '
+            f'Found no config {name}, expected a path or a name, such as '
             f'{" or ".join(close or ["dan_rafdb"])}.')
     return configs[name]
 
@@ -73,14 +77,14 @@ def find_config(name: str) -> str:
 def check_names(cfg: 'Config') -> None:
     """Refuse names of files and folders that would be code in a config.
 
-    A copy of the config is in the work folder, and MMEngine replaces
-    ``{{...}}`` in the text of a config that it loads, whoever wrote it there.
+    MMEngine replaces ``{{...}}`` in the text of a config that it loads, also
+    of the copy in the work folder.
     """
     found = re.search(r'\{\{.{,60}', repr(cfg))
     if found:
         raise SystemExit(
-            f'Found {found[0]!r} in the settings, expected none with '
-            '`{{`, which has a meaning in configs. Rename the file or folder.')
+            f'Found {found[0]!r} in the settings, expected no `{{{{`, which '
+            'MMEngine replaces. Rename the file or folder.')
 
 
 def check_data(cfg: 'Config', *phases: str) -> None:
@@ -104,7 +108,8 @@ def check_data(cfg: 'Config', *phases: str) -> None:
 
 
 def check_start(cfg: 'Config') -> None:
-    """Look for the checkpoint that training starts from."""
+    """Look for the checkpoint that training starts from. The config's
+    ``checkpoint_hints`` say what to do where one is missing."""
     init = (cfg.model.get('backbone') or {}).get('init_cfg') or []
     init = [init] if isinstance(init, dict) else init
     starts = [cfg.get('load_from'), *(part.get('checkpoint') for part in init)]

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Optional, Sequence
 
 from dan_mm.files import check_file, check_folder
 from .config import (add_common_arguments, check_data, check_names,
-                     find_config, refuse_checkpoints)
+                     find_config, refuse_checkpoints, set_loader_defaults)
 from .output import add_verbose, results_only
 
 if TYPE_CHECKING:
@@ -59,11 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help='visualize one sample in each interval')
     parser.add_argument(
-        '--wait-time',
-        type=float,
-        default=2,
-        help='display time of every window, in seconds')
-    parser.add_argument(
         '--tta',
         action='store_true',
         help='test-time augmentation: that of the config (`tta_pipeline` and '
@@ -75,25 +70,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_out(args: argparse.Namespace) -> None:
     """Refuse options of the file to write that do not go together."""
-    if args.out is None and args.out_item is not None:
-        raise SystemExit('--out-item needs --out, the file to write to')
-    is_pickle = args.out and args.out.endswith(('.pkl', '.pickle'))
-    if args.out and args.out_item != 'metrics' and not is_pickle:
+    if args.out is None:
+        if args.out_item is not None:
+            raise SystemExit('--out-item needs --out, the file to write to')
+        return
+    kind, endings = 'predictions', ('.pkl', '.pickle')
+    if args.out_item == 'metrics':
+        kind, endings = 'metrics', ('.json', )
+    if not args.out.endswith(endings):
         raise SystemExit(
-            f'--out got {args.out}, expected a .pkl file for predictions; use '
-            '`--out-item metrics` for metrics')
-    if args.out_item == 'metrics' and not args.out.endswith('.json'):
-        raise SystemExit(
-            f'--out got {args.out}, expected a .json file for metrics')
-    if args.out:
-        try:
-            check_file(args.out, [args.config, args.checkpoint])
-            check_folder(osp.dirname(args.out))
-        except (OSError, ValueError) as error:
-            raise SystemExit(f'--out: {error}')
-        if osp.isdir(args.out):
-            raise SystemExit(f'--out got the folder {args.out}, expected the '
-                             'path of a file')
+            f'--out got {args.out}, expected a {endings[0]} file for {kind}. '
+            'Give one, or choose with --out-item.')
+    try:
+        check_file(args.out, [args.config, args.checkpoint])
+        check_folder(osp.dirname(args.out))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'--out: {error}')
+    if osp.isdir(args.out):
+        raise SystemExit(f'--out got the folder {args.out}, expected the '
+                         'path of a file')
 
 
 def take_data(cfg: 'Config', path: str) -> None:
@@ -121,17 +116,12 @@ def match_classes(cfg: 'Config', needed: bool = False) -> None:
     from dan_mm.datasets.base import FERDataset
     classes = load_classes(cfg.load_from)
     if classes is None:
+        found = f'The checkpoint {cfg.load_from} has no names of classes'
+        hint = 'Convert an original checkpoint with `--dataset`.'
         if needed:
-            raise SystemExit(
-                f'--data-from found no names of classes in {cfg.load_from}, '
-                'expected those that it was trained on: without them its '
-                'outputs mean nothing on other data. Convert an original '
-                'checkpoint with `--dataset`, or take one that '
-                '`tools/train.py` wrote.')
-        warnings.warn(
-            f'The checkpoint {cfg.load_from} has no names of classes: its '
-            'outputs are taken to be in the order of the dataset. Convert '
-            'an original checkpoint with `--dataset`.')
+            raise SystemExit(f'{found}, expected them for --data-from. {hint}')
+        warnings.warn(f'{found}: its outputs are taken to be in the order of '
+                      f'the dataset. {hint}')
         return
     model = cfg.model.get('module', cfg.model)
     outputs = model.get('head', {}).get('num_classes', len(classes))
@@ -139,8 +129,7 @@ def match_classes(cfg: 'Config', needed: bool = False) -> None:
         raise SystemExit(
             f'The checkpoint {cfg.load_from} has the names of {len(classes)} '
             f'classes, {classes}, the model of this config has {outputs} '
-            'outputs, expected as many. Use it with the config that it was '
-            'trained with.')
+            'outputs. Use the config that it was trained with.')
     dataset = cfg.test_dataloader.dataset
     data_class = dataset.type
     if isinstance(data_class, str):
@@ -178,15 +167,10 @@ def log_classes(runner: 'Runner') -> None:
 def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
     """Merge the command line into the config."""
     from mmengine.config import ConfigDict
-    from mmengine.device import get_device
+    name = osp.splitext(osp.basename(args.config))[0]
     cfg.launcher = args.launcher
-
-    if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = osp.join('./work_dirs',
-                                osp.splitext(osp.basename(args.config))[0])
-
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
+        './work_dirs', name)
     cfg.load_from = args.checkpoint
     # The config in the work folder of a resumed training says so.
     cfg.resume = False
@@ -206,7 +190,7 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
             folder = args.show_dir and osp.abspath(args.show_dir)
             options = dict(draw=True, test_out_dir=folder)
         cfg.default_hooks.visualization.update(
-            show=args.show, wait_time=args.wait_time, **options)
+            show=args.show, wait_time=2, **options)
 
     if args.tta:
         if 'tta_model' not in cfg:
@@ -223,15 +207,7 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
-    defaults = ConfigDict(
-        # Pinned memory is for the copy to an accelerator.
-        pin_memory=get_device() != 'cpu' and not args.no_pin_memory,
-        collate_fn=dict(type='default_collate'))
-    defaults.update(cfg.test_dataloader)
-    cfg.test_dataloader = defaults
-    if args.no_pin_memory:
-        cfg.test_dataloader.pin_memory = False
-
+    set_loader_defaults(cfg.test_dataloader)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
 

@@ -11,7 +11,8 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Optional, Sequence
 
 from .config import (add_common_arguments, check_data, check_names,
-                     check_start, find_config, refuse_checkpoints)
+                     check_start, find_config, refuse_checkpoints,
+                     set_loader_defaults)
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -61,10 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='scale the learning rate by the actual batch size over that of '
         'the recipe')
-    parser.add_argument(
-        '--no-persistent-workers',
-        action='store_true',
-        help='whether to disable persistent_workers in dataloaders')
     add_common_arguments(parser)
 
 
@@ -117,7 +114,6 @@ def drop_single_image(cfg: 'Config') -> None:
 
 def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
     """Merge the command line into the config."""
-    from mmengine.config import ConfigDict
     from mmengine.device import get_device
 
     from dan_mm.engine.work_folder import find_resumable
@@ -125,24 +121,16 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
     if args.finetune:
         finetune(cfg, *args.finetune)
         name += f'_{osp.basename(osp.abspath(args.finetune[1]))}'
-
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
-
     if args.finetune:
         drop_single_image(cfg)
-
     if args.no_validate:
-        cfg.val_cfg = None
-        cfg.val_dataloader = None
-        cfg.val_evaluator = None
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
 
     cfg.launcher = args.launcher
-
-    if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = osp.join('./work_dirs', name)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join(
+        './work_dirs', name)
 
     if args.seed is not None:
         cfg.randomness = dict(seed=args.seed, deterministic=True)
@@ -168,27 +156,24 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
     if args.auto_scale_lr:
         if 'auto_scale_lr' not in cfg:
             raise SystemExit(
-                f'--auto-scale-lr found no `auto_scale_lr` in {args.config}, '
-                'expected the batch size of its recipe. Where the schedule '
-                'sets the rate itself, as OneCycleLR does, set `eta_max` with '
-                '--cfg-options instead.')
+                f'--auto-scale-lr found no `auto_scale_lr` in {args.config}. '
+                'Where the schedule sets the rate, as OneCycleLR does, set '
+                'its `eta_max` with --cfg-options.')
         cfg.auto_scale_lr.enable = True
 
-    for field in 'train_dataloader', 'val_dataloader', 'test_dataloader':
-        if cfg.get(field) is None:
-            continue
-        defaults = ConfigDict(
-            # Pinned memory is for the copy to an accelerator.
-            pin_memory=get_device() != 'cpu',
-            persistent_workers=cfg[field].get('num_workers', 0) > 0,
-            collate_fn=dict(type='default_collate'))
-        defaults.update(cfg[field])
-        cfg[field] = defaults
-        if args.no_pin_memory:
-            cfg[field].pin_memory = False
-        if args.no_persistent_workers:
-            cfg[field].persistent_workers = False
+    for split in 'train', 'val', 'test':
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is not None:
+            set_loader_defaults(loader)
+            loader.setdefault('persistent_workers',
+                              loader.get('num_workers', 0) > 0)
+    check_schedule(cfg)
+    return cfg
 
+
+def check_schedule(cfg: 'Config') -> None:
+    """Refuse a schedule that is over before the training, which would fail
+    hours later."""
     schedulers = cfg.get('param_scheduler') or []
     epochs = cfg.train_cfg.get('max_epochs')
     keys = {'param_scheduler': schedulers}
@@ -202,12 +187,10 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
                 for key, other in keys.items()
                 for field in ('total_steps', 'begin', 'end')
                 if other.get('by_epoch') and other.get(field))
-            # It would fail when the cycle is over, hours later.
             raise SystemExit(
                 f'{scheduler.type} has total_steps={total}, expected at least '
                 f'train_cfg.max_epochs={epochs}. Set both with --cfg-options: '
                 f'{options}')
-    return cfg
 
 
 def find_trained(runner: 'Runner') -> Optional[str]:

@@ -11,8 +11,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpretrain.registry import HOOKS
 
-from dan_mm.files import atomic_write
-from .work_folder import find_resumable, is_regular
+from dan_mm.files import atomic_write, is_regular
+from .work_folder import find_resumable
 
 # The message in a checkpoint that says which epoch was validated.
 VALIDATED = 'validated_epoch'

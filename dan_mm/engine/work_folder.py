@@ -4,7 +4,6 @@ import errno
 import os
 import os.path as osp
 import re
-import stat
 import tempfile
 import zipfile
 from contextlib import contextmanager, suppress
@@ -13,21 +12,7 @@ from typing import Dict, Iterator, NamedTuple, Optional
 from mmengine.runner import CheckpointLoader
 
 from dan_mm.checkpoint import CheckpointLoadError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-LOCK = '.lock'
-
-
-def is_regular(path: str) -> bool:
-    """Whether a path is a regular file and no link."""
-    try:
-        return stat.S_ISREG(os.lstat(path).st_mode)
-    except OSError:
-        return False
+from dan_mm.files import LOCK, fcntl, is_regular
 
 
 def check_writable(folder: str) -> None:
@@ -46,14 +31,7 @@ def check_writable(folder: str) -> None:
     except OSError as error:
         raise SystemExit(
             f'The work folder {folder} cannot be written to '
-            f'({error.strerror}), expected a folder for checkpoints and logs. '
-            'Give another one with --work-dir.')
-
-
-def _is_first() -> bool:
-    """Whether this is the first process of a launch, joined or not."""
-    ranks = 'RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'
-    return all(os.environ.get(name, '0') == '0' for name in ranks)
+            f'({error.strerror}). Give another one with --work-dir.')
 
 
 @contextmanager
@@ -67,7 +45,9 @@ def use_work_folder(folder: str, config: str) -> Iterator[None]:
     Raises:
         SystemExit: If it cannot be written to, or another training uses it.
     """
-    if not _is_first():
+    # The first process of a launch, joined or not
+    ranks = 'RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'
+    if any(os.environ.get(name, '0') != '0' for name in ranks):
         yield
         return
     check_writable(folder)
@@ -89,9 +69,8 @@ def use_work_folder(folder: str, config: str) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             os.close(lock)
             raise SystemExit(
-                f'Another training uses the work folder {folder}, expected '
-                'none. Wait until it ends, or give another folder with '
-                '--work-dir.')
+                f'Another training uses the work folder {folder}. Wait until '
+                'it ends, or give another folder with --work-dir.')
     try:
         copy = osp.join(folder, osp.basename(config))
         with suppress(OSError):
@@ -113,11 +92,10 @@ def _why_broken(path: str) -> Optional[str]:
             return f'the checksum of {broken} is wrong'
         checkpoint = CheckpointLoader.load_checkpoint(
             path, map_location='cpu', logger='silent')
-        lacks = [
-            part for part in ('message_hub', 'optimizer')
-            if part not in checkpoint
-        ]
-        return f'it has no {lacks[0]}' if lacks else None
+        for part in 'message_hub', 'optimizer':
+            if part not in checkpoint:
+                return f'it has no {part}'
+        return None
     except (CheckpointLoadError, OSError, zipfile.BadZipFile) as error:
         return str(error)
 
@@ -180,8 +158,8 @@ def find_resumable(folder: str,
             return Resumable(path, broken)
         broken[name] = why
     if steps:
+        reasons = '; '.join(f'{name}: {why}' for name, why in broken.items())
         raise CheckpointLoadError(
             f'Found no complete checkpoint in {folder} to resume from '
-            f'({"; ".join(f"{name}: {why}" for name, why in broken.items())})'
-            ', expected one. Copy one there, or train in another folder.')
+            f'({reasons}). Copy one there, or train in another folder.')
     return Resumable(None, broken)

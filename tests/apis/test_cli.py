@@ -199,7 +199,7 @@ def test_refusals(predict, tree, tmp_path, image_of):
     before = (tree / 'a.png').read_bytes()
     for arguments, sentence in (
         ([tmp_path / 'nowhere'], 'Found no file or folder'),
-        ([tree, '--out', tree / 'out'], 'leads into'),
+        ([tree, '--out', tree / 'out'], 'leads to the input'),
         ([tree / 'a.png', '--out', tree], 'leads to the input'),
         ([other, tree / 'a.png', '--out', tree], 'leads to the input'),
         ([tree, '--json', tree / 'a.png'], 'is no earlier result'),

@@ -148,7 +148,7 @@ def test_linked_folders_lead_to_no_input(run, images, tmp_path):
     before = contents(images)
     refuse_predict(run, images, '--out', out, match='leads in')
     status, error = run('align', images, out)
-    assert status == 2 and 'leads into' in error
+    assert status == 2 and 'leads to the input' in error
     assert contents(images) == before
 
 
