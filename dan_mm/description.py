@@ -127,8 +127,7 @@ def describe(cfg: Config) -> Description:
     if missing:
         raise ValueError(
             f'Found no {", ".join(missing)} in the config {cfg.filename}, '
-            'expected the config of an image classifier. Give the one that '
-            'the model was trained with.')
+            'expected the config of an image classifier.')
     preprocessor = model.get('data_preprocessor') or _plain(
         cfg.get('data_preprocessor') or {})
     preprocessor.pop('batch_augments', None)
@@ -156,18 +155,8 @@ class _Checker:
              types: frozenset,
              key: str = '',
              depth: int = 0) -> Any:
-        """Copy a value.
-
-        Args:
-            value (Any): The value.
-            place (str): Where it stands, for the message.
-            types (frozenset[str]): What ``type`` may name here.
-            key (str): The argument whose value it is, or is in.
-            depth (int): How deep it stands.
-
-        Raises:
-            ValueError: If it is no plain data, too large or of another type.
-        """
+        """Copy a value, or in one, of the argument ``key``; it stands at
+        ``place``, where ``type`` may name ``types``."""
         self.items += 1
         if self.items > MAX_ITEMS or depth > MAX_DEPTH:
             raise ValueError(f'{place} is larger than any model needs')
@@ -235,8 +224,7 @@ def check_metainfo(metainfo: Any, path: str) -> dict:
     except ValueError as error:
         raise ValueError(
             f"The 'dataset_meta' of the checkpoint {path} cannot be used: "
-            f'{error}, expected names, licence and alignment of its data. Get '
-            'the checkpoint again from its author.') from None
+            f'{error}, expected plain data of a common size.') from None
 
 
 def check_description(model: Any, pipeline: Any, path: str) -> Description:
@@ -293,9 +281,8 @@ def check_description(model: Any, pipeline: Any, path: str) -> Description:
     except ValueError as error:
         raise ValueError(
             f'The description of the model in {path} cannot be used: '
-            f'{error}. Expected an image classifier of the classes that '
-            f'dan_mm/description.py lists, with plain arguments. '
-            f'{WITH_CONFIG}') from None
+            f'{error}. Expected an image classifier of the classes in '
+            f'dan_mm/description.py. {WITH_CONFIG}') from None
     return Description(checked, steps)
 
 

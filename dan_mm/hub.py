@@ -89,8 +89,8 @@ def download(url: str,
         if len(failures) == len(sources):
             raise OSError(
                 f'Could not download {" or ".join(failures)}. Connect to the '
-                f'internet, or put {osp.basename(path)} with the SHA-256 sum '
-                f'{sha256} to {path}.')
+                f'internet, or put the file with the SHA-256 sum {sha256} to '
+                f'{path}.')
     return path
 
 

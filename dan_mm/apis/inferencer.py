@@ -341,16 +341,12 @@ class FERInferencer:
         if any(isinstance(source, int) for source in expand(inputs)):
             raise ValueError(f'Got the camera {inputs}, expected files. '
                              'Cameras are endless; use `stream(0)`.')
-        return list(
-            self.stream(inputs, aligned, embeddings, attention_maps,
-                        smoothing))
+        results = self.stream_images(inputs, aligned, embeddings,
+                                     attention_maps, smoothing)
+        return [result for _, result in results]
 
-    def stream(self,
-               inputs: Union[Source, Sequence[Source]],
-               aligned: bool = False,
-               embeddings: bool = False,
-               attention_maps: bool = False,
-               smoothing: Optional[float] = None) -> Iterator[ImageResult]:
+    def stream(self, inputs: Union[Source, Sequence[Source]],
+               **options) -> Iterator[ImageResult]:
         """Tell expressions while images come: of a video of any length, or
         a camera, given by its number.
 
@@ -359,8 +355,7 @@ class FERInferencer:
         Yields:
             ImageResult: One for each image or frame, in order.
         """
-        for _, result in self.stream_images(inputs, aligned, embeddings,
-                                            attention_maps, smoothing):
+        for _, result in self.stream_images(inputs, **options):
             yield result
 
     def stream_images(

@@ -9,7 +9,9 @@ from typing import Iterator, List, Sequence, Union
 import cv2
 import numpy as np
 
+from dan_mm.checkpoint import list_some
 from dan_mm.datasets.folder import list_images
+from dan_mm.datasets.loading import prepare_image
 from dan_mm.reading import InputImage, MediaReader
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg',
@@ -72,10 +74,9 @@ def expand(inputs: Union[Source, Sequence[Source]]) -> List[Source]:
             osp.relpath(path, inputs) for path in others if not is_video(path)
         ]
         if skipped:
-            more = f' and {len(skipped) - 5} more' if skipped[5:] else ''
             warnings.warn(
                 f'Files in {inputs} that are no images or videos by their '
-                f'extensions are skipped: {", ".join(skipped[:5])}{more}.')
+                f'extensions are skipped: {list_some(skipped, 5)}.')
         return sorted([*images, *videos])
     if not osp.exists(inputs):
         raise FileNotFoundError(f'Found no file or folder {inputs}. Check the '
@@ -114,22 +115,13 @@ def read(sources: Sequence[Source],
             if isinstance(source, int):
                 yield from _read_camera(source)
             elif isinstance(source, np.ndarray):
-                yield _read_array(source)
+                try:
+                    img = np.ascontiguousarray(prepare_image(source)[0])
+                    yield InputImage(img)
+                except ValueError as error:
+                    yield InputImage(None, error=str(error))
             else:
                 yield source
-
-
-def _read_array(img: np.ndarray) -> InputImage:
-    if img.dtype != np.uint8 or img.size == 0 or not (
-            img.ndim == 2 or img.ndim == 3 and img.shape[2] in (1, 3, 4)):
-        return InputImage(
-            None,
-            error=f'Got an array of the type {img.dtype} and the shape '
-            f'{img.shape}, expected an image: uint8 of shape (H, W, 3), BGR, '
-            'or (H, W).')
-    if img.ndim == 2 or img.shape[2] == 1:
-        return InputImage(cv2.cvtColor(img, cv2.COLOR_GRAY2BGR))
-    return InputImage(np.ascontiguousarray(img[..., :3]))
 
 
 def _read_camera(number: int) -> Iterator[InputImage]:
@@ -141,9 +133,8 @@ def _read_camera(number: int) -> Iterator[InputImage]:
             yield InputImage(
                 None,
                 path,
-                error=f'Found no camera {number}, expected one that is '
-                'connected, allowed and not in use. Try another number, from '
-                '0.')
+                error=f'Found no camera {number}. Check that it is connected, '
+                'allowed and not in use.')
             return
         start = time.monotonic()
         for frame in count():

@@ -4,6 +4,7 @@ crops."""
 import argparse
 import os
 
+from .config import add_detector_arguments
 from .output import add_verbose, results_only
 
 HELP = 'write aligned crops of the faces of a tree of images'
@@ -35,26 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='bilinear',
         help='(default: %(default)s)')
     parser.add_argument(
-        '--score-thr',
-        type=float,
-        default=0.5,
-        help='the score from which on a face counts (default: %(default)s)')
-    parser.add_argument(
         '--like',
         metavar='MODEL',
         help='align as the faces that a model was trained on (a checkpoint, a '
         'work folder, or a name of the model index), instead of --size, '
         '--margin and --interpolation')
-    parser.add_argument(
-        '--detector-config', help='the config of another detector')
-    parser.add_argument(
-        '--detector-checkpoint', help='the weights of the detector')
-    parser.add_argument('--device', help='(default: a GPU, or the CPU)')
-    parser.add_argument(
-        '--batch-size',
-        type=int,
-        default=8,
-        help='images under way at once (default: %(default)s)')
+    add_detector_arguments(parser)
     parser.add_argument(
         '--workers',
         type=int,

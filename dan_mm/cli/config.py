@@ -1,5 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-"""Options that training and testing have in common."""
+"""Options that several commands have."""
 import argparse
 import errno
 import glob
@@ -43,6 +43,25 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help='job launcher')
     # torch.distributed.launch passes --local-rank, older ones --local_rank.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the face detector."""
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.5,
+        help='the score from which on a face counts (default: %(default)s)')
+    parser.add_argument(
+        '--detector-config', help='the config of another detector')
+    parser.add_argument(
+        '--detector-checkpoint', help='the weights of the detector')
+    parser.add_argument('--device', help='(default: a GPU, or the CPU)')
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        default=8,
+        help='images under way at once (default: %(default)s)')
 
 
 def set_loader_defaults(loader: dict) -> None:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import IO, Iterator, List, Sequence
 
 from dan_mm.files import check_file, check_result, open_result, to_cell
+from .config import add_detector_arguments
 from .output import add_verbose, results_only
 
 HELP = 'tell the expressions of the faces of images and videos'
@@ -53,21 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--embeddings',
         action='store_true',
         help='add the features before the classifier to the JSON lines')
-    parser.add_argument(
-        '--score-thr',
-        type=float,
-        default=0.5,
-        help='the score from which on a face counts (default: %(default)s)')
-    parser.add_argument(
-        '--detector-config', help='the config of another detector')
-    parser.add_argument(
-        '--detector-checkpoint', help='the weights of the detector')
-    parser.add_argument('--device', help='(default: a GPU, or the CPU)')
-    parser.add_argument(
-        '--batch-size',
-        type=int,
-        default=8,
-        help='images under way at once (default: %(default)s)')
+    add_detector_arguments(parser)
     add_verbose(parser)
 
 

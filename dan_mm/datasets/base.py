@@ -77,9 +77,8 @@ class FERDataset(CustomDataset):
             raise ValueError(f"{self.name} got split='{split}', expected "
                              "'train', 'val' or 'test'.")
         if not 0 <= val_split < 1:
-            raise ValueError(
-                f'{self.name} got val_split={val_split}, expected '
-                'a fraction of the training set in [0, 1).')
+            raise ValueError(f'{self.name} got val_split={val_split}, '
+                             'expected a ratio in [0, 1).')
         self.split = split
         self.val_split = val_split
         self.val_seed = val_seed
@@ -88,9 +87,8 @@ class FERDataset(CustomDataset):
         known = self.METAINFO.get('classes')
         if given and known and tuple(given) != tuple(known):
             raise ValueError(
-                f'{self.name} got the classes {tuple(given)}, expected its '
-                f'own in their official order, {known}. To select or reorder '
-                'classes, set `target_classes`.')
+                f'{self.name} got the classes {tuple(given)}, expected '
+                f'{known}. To reorder classes, set `target_classes`.')
         super().__init__(
             data_root=osp.expanduser(data_root),
             extensions=EXTENSIONS,
@@ -121,8 +119,8 @@ class FERDataset(CustomDataset):
             return dict(alignment=AlignFace(**settings).settings)
         except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(
-                f'{self.name} cannot read {path} ({error}), which `dan-mm '
-                'align` writes. Align the images again.') from error
+                f'{self.name} cannot read {path} ({error}). Align the images '
+                'again, with `dan-mm align`.') from error
 
     def _match_classes(self) -> None:
         indices = []
@@ -141,8 +139,7 @@ class FERDataset(CustomDataset):
         if not self.class_map:
             raise ValueError(
                 f'{self.name} has the classes {self.own_classes}, expected at '
-                f'least one of the target classes {self.target_classes}. Use '
-                'another dataset.')
+                f'least one of the target classes {self.target_classes}.')
         self._metainfo['classes'] = self.target_classes
 
     def load_split(self, split: str) -> List[dict]:
@@ -167,12 +164,11 @@ class FERDataset(CustomDataset):
             raise ValueError(
                 f'{self.name} has no official split {split!r}, only '
                 f'{list(self.OFFICIAL_COUNTS)}. Use one of them, or '
-                '`val_split=0.1`, a tenth of the training set, to validate.')
+                '`val_split=0.1`.')
         data_list = self.load_split(split)
         if not data_list:
-            raise ValueError(
-                f'{self.name} found no image of the split {split!r} in '
-                f'{self.data_root}, expected some. Restore the dataset.')
+            raise ValueError(f'{self.name} found no image of the split '
+                             f'{split!r} in {self.data_root}.')
         self._check_files(data_list)
         counts = Counter(info['gt_label'] for info in data_list)
         problem = self.compare_counts(
@@ -195,12 +191,11 @@ class FERDataset(CustomDataset):
         if totals is None:
             return None
         totals = totals if isinstance(totals, tuple) else (totals, )
-        found = f'{self.name} found {sum(counts)} images in the official ' \
-                f'split {split!r} of {self.data_root}'
+        found = (f'{self.name} found {sum(counts)} images in the official '
+                 f'split {split!r} of {self.data_root}')
         if sum(counts) not in totals:
             return (f'{found}, expected {" or ".join(map(str, totals))}. '
-                    'Results are not comparable with published ones; check '
-                    'that the dataset is complete.')
+                    'Results are not comparable with published ones.')
         for official in self.CLASS_COUNTS.get(split, []):
             if sum(official) == sum(counts) and official != tuple(counts):
                 others = [
@@ -228,8 +223,7 @@ class FERDataset(CustomDataset):
         if not data_list:
             raise ValueError(
                 f'{self.name} found no image of the target classes '
-                f'{self.target_classes} in the split {self.split!r} of '
-                f'{self.data_root}. Use another split or dataset.')
+                f'{self.target_classes} in the split {self.split!r}.')
         for info in data_list:
             info['gt_label'] = self.class_map[info['gt_label']]
             if 'gt_score' in info:
@@ -248,16 +242,14 @@ class FERDataset(CustomDataset):
                              for name, number in self.left_out.items())
         absent = ', '.join(name for i, name in enumerate(self.target_classes)
                            if i not in self.class_map.values())
-        sentences = []
         if left_out:
-            sentences.append(
+            left_out = (
                 f'{self.name} leaves out {sum(self.left_out.values())} images '
                 f'of its classes without counterpart: {left_out}.')
         if absent:
-            sentences.append(
-                f'Target classes without counterpart in {self.name}, so '
-                f'without images: {absent}.')
-        return ' '.join(sentences)
+            absent = (f'Target classes without counterpart in {self.name}, so '
+                      f'without images: {absent}.')
+        return f'{left_out} {absent}'.strip()
 
     def _hold_out(self, data_list: List[dict]) -> List[dict]:
         try:
@@ -269,8 +261,7 @@ class FERDataset(CustomDataset):
         except ValueError as error:
             raise ValueError(
                 f'{self.name} cannot hold out val_split={self.val_split} of '
-                f'{len(data_list)} images, stratified by class: {error} Set '
-                'another `val_split`.') from error
+                f'{len(data_list)} images: {error}') from error
         part = train if self.split == 'train' else val
         return [data_list[i] for i in sorted(part)]
 
@@ -297,13 +288,12 @@ class FERDataset(CustomDataset):
 
     def _read_lines(self, path: str) -> List[str]:
         """Read the lines of an annotation file, in UTF-8 or UTF-16."""
-        try:
-            with open(path, 'rb') as file:
-                content = file.read()
-        except FileNotFoundError:
+        if not osp.exists(path):
             raise FileNotFoundError(
                 f'{self.name} found no annotation file {osp.abspath(path)}. '
-                'Check `data_root` and the layout of the dataset.') from None
+                'Check `data_root` and the layout of the dataset.')
+        with open(path, 'rb') as file:
+            content = file.read()
         is_utf16 = content.startswith((b'\xff\xfe', b'\xfe\xff'))
         try:
             text = content.decode('utf-16' if is_utf16 else 'utf-8-sig')
@@ -311,16 +301,14 @@ class FERDataset(CustomDataset):
             text = '\0'
         # Text has no NUL; UTF-16 without a byte order mark has, as UTF-8.
         if '\0' in text:
-            raise ValueError(
-                f'{self.name} cannot read {path}, expected text in UTF-8, or '
-                'in UTF-16 with a byte order mark. Save it as UTF-8.')
+            raise ValueError(f'{self.name} cannot read {path}, expected text '
+                             'in UTF-8, or UTF-16 with a byte order mark.')
         return text.splitlines()
 
     def _annotation_error(self, path: str, line: int, found: str,
                           expected: str) -> ValueError:
-        return ValueError(
-            f'{self.name}: line {line} of {path} is {found!r:.200}, expected '
-            f'{expected}. Restore the annotations of the dataset.')
+        return ValueError(f'{self.name}: line {line} of {path} is '
+                          f'{found!r:.200}, expected {expected}.')
 
     def extra_repr(self) -> List[str]:
         """The extra repr information of the dataset."""

@@ -132,8 +132,7 @@ def find_classes(folder: str,
     if unknown:
         raise ValueError(
             f'{osp.abspath(folder)} has the folders {unknown}, expected only '
-            f'the classes {list(known)}. Rename or move them, or convert the '
-            'dataset with tools/dataset_converters.')
+            f'the classes {list(known)}. Rename or move them.')
     return _find(folder, lambda name: known[canonical_name(name)])
 
 
@@ -165,8 +164,7 @@ class ClassFolders(FERDataset):
             raise FileNotFoundError(
                 f'{self.name} found folders of the splits {list(splits)} in '
                 f'{osp.abspath(self.data_root)}, expected one of {split!r}. '
-                'Check `data_root`, or set `val_split=0.1` to validate on a '
-                'tenth of the training set.')
+                'Check `data_root`, or set `val_split=0.1`.')
         return splits[split]
 
     def load_split(self, split: str) -> List[dict]:
@@ -195,15 +193,13 @@ class ClassFolders(FERDataset):
                 if not reason
             ]
             if not images and split == 'train':
-                raise ValueError(
-                    f'{self.name} found no image in {osp.join(root, name)}, '
-                    'expected some of this class. Add images.')
+                raise ValueError(f'{self.name} found no image in '
+                                 f'{osp.join(root, name)}, expected some.')
             data_list += images
         if others:
             warnings.warn(
-                f'{self.name} left out {len(others)} files outside of the '
-                'folders of classes or without one of the extensions '
-                f'{EXTENSIONS}, the first is {others[0]}.')
+                f'{self.name} left out {len(others)} files that are no images '
+                f'or in no folder of a class, the first is {others[0]}.')
         return data_list
 
 

@@ -46,9 +46,8 @@ class ClassCheckHook(Hook):
         if expected and found and expected != found:
             raise ValueError(
                 f'The validation set has the classes {found}, the training '
-                f'set {expected}, expected the same: their indices do not '
-                'mean the same. Set `val_dataloader.dataset.target_classes` '
-                'to those of the training set.')
+                f'set {expected}, expected the same. Set '
+                '`val_dataloader.dataset.target_classes` to the latter.')
 
     def before_test(self, runner: Runner) -> None:
         """Check the test set.
@@ -170,14 +169,15 @@ class CheckpointFitHook(Hook):
             starts = getattr(module, 'init_cfg', None) or []
             for start in [starts] if isinstance(starts, dict) else starts:
                 if WEIGHT_INITIALIZERS.get(start['type']) is PretrainedInit:
-                    path = start['checkpoint']
-                    hint = runner.cfg.get('checkpoint_hints', {}).get(path, '')
+                    hints = runner.cfg.get('checkpoint_hints', {})
                     self._compare_start(f'model.{name}'.rstrip('.'), module,
-                                        path, start.get('prefix'), hint)
+                                        start,
+                                        hints.get(start['checkpoint'], ''))
 
     @staticmethod
-    def _compare_start(name: str, module: nn.Module, path: str,
-                       prefix: Optional[str], hint: str) -> None:
+    def _compare_start(name: str, module: nn.Module, start: dict,
+                       hint: str) -> None:
+        path, prefix = start['checkpoint'], start.get('prefix')
         weights = CheckpointLoader.load_checkpoint(
             path, map_location='cpu', logger='silent')['state_dict']
         prefix = f'{prefix.rstrip(".")}.' if prefix else ''
@@ -189,8 +189,8 @@ class CheckpointFitHook(Hook):
         if problems:
             raise CheckpointLoadError(
                 f'The weights {path} do not fit {name}: '
-                f'{list_some(problems)}. Set `{name}.init_cfg` to weights of '
-                f'this network, with their `prefix`, or to None. {hint}')
+                f'{list_some(problems)}. Set `{name}.init_cfg` to others, '
+                f'with their `prefix`, or to None. {hint}')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the weights of the checkpoint and of the model.
@@ -206,8 +206,8 @@ class CheckpointFitHook(Hook):
         if runner._resume and 'optimizer' not in checkpoint:
             raise CheckpointLoadError(
                 'The checkpoint has no state of the optimizer, expected one '
-                'to resume from. Use `epoch_<number>.pth`; the best ones are '
-                'weights only, to start from with `--cfg-options load_from=`.')
+                'to resume from. Use `epoch_<number>.pth`, or start from the '
+                'weights with `--cfg-options load_from=`.')
         # A tenth, since heads can be larger than the backbone that is known.
         # The class centres are for training only.
         model, weights = unwrap(runner.model), checkpoint['state_dict']
@@ -219,8 +219,8 @@ class CheckpointFitHook(Hook):
         if problems:
             raise CheckpointLoadError(
                 'The checkpoint does not fit the model of this config: '
-                f'{list_some(problems)}. Use it with the config that it was '
-                'trained with.')
+                f'{list_some(problems)}. Use it with the config of its '
+                'training.')
         if self.new_classes:
             # What hooks copy, such as a moving average, is the fresh head.
             for key, value in model.state_dict().items():
@@ -248,8 +248,7 @@ class CheckpointFitHook(Hook):
                 raise CheckpointLoadError(
                     'The model gives scores that are not finite (NaN or '
                     'infinity), expected numbers: its training has diverged. '
-                    'Use an earlier checkpoint, a lower learning rate, or no '
-                    '--amp.')
+                    'Use an earlier checkpoint.')
 
     after_val_iter = after_test_iter
 
@@ -275,11 +274,9 @@ class CheckpointFitHook(Hook):
         if self.classes and classes and tuple(self.classes) != classes:
             raise ValueError(
                 'The checkpoint was trained on the classes '
-                f'{tuple(self.classes)}, the dataset has {classes}: '
-                'their indices do not mean the same. Use it on a dataset '
-                'with the classes that it was trained on, or train it on '
-                'these with `tools/train.py --finetune`, in another work '
-                'folder.')
+                f'{tuple(self.classes)}, the dataset has {classes}, expected '
+                'the same. Train it on these with `tools/train.py '
+                '--finetune`, in another work folder.')
 
     def _drop_other_head(self, runner: Runner, checkpoint: dict) -> None:
         """Drop the weights of a head that tells other classes apart."""
@@ -296,9 +293,7 @@ class CheckpointFitHook(Hook):
             known = tuple(self.classes) if self.classes else 'unknown names'
             runner.logger.info(
                 f'The checkpoint has the classes {known}, the dataset has '
-                f'{classes}: the head starts fresh, with its '
-                f'{len(head)} weights and statistics ('
-                f'{", ".join(key[len("head."):] for key in head)}).')
+                f'{classes}: the head starts fresh ({", ".join(head)}).')
 
 
 @HOOKS.register_module()
@@ -356,11 +351,9 @@ class FiniteLossHook(Hook):
         if iteration:
             raise FloatingPointError(
                 f'The loss was NaN or infinite in iteration {iteration} '
-                f'(epoch {runner.epoch + 1}), expected a number: training has '
-                'diverged. Lower the rate, with `--cfg-options '
-                'optim_wrapper.optimizer.lr=`, or look for broken images; '
-                f'the checkpoints of earlier epochs in {runner.work_dir} are '
-                'good.')
+                f'(epoch {runner.epoch + 1}), expected a number. Lower the '
+                'rate, with `--cfg-options optim_wrapper.optimizer.lr=`; the '
+                f'earlier checkpoints in {runner.work_dir} are good.')
 
 
 @HOOKS.register_module()

@@ -161,5 +161,6 @@ def find_resumable(folder: str,
         reasons = '; '.join(f'{name}: {why}' for name, why in broken.items())
         raise CheckpointLoadError(
             f'Found no complete checkpoint in {folder} to resume from '
-            f'({reasons}). Copy one there, or train in another folder.')
+            f'({reasons}), expected one. Copy one there, or train in another '
+            'folder.')
     return Resumable(None, broken)

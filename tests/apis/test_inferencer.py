@@ -227,7 +227,7 @@ def test_large_images_are_taken_one_by_one(fer, detector):
 
 
 def test_a_camera(fer, monkeypatch, image_of):
-    with pytest.raises(ValueError, match='which has no end'):
+    with pytest.raises(ValueError, match='endless'):
         fer(0)
 
     def frames(source):
@@ -266,7 +266,7 @@ def test_says_once_what_it_was_trained_on(work_dir, detector, monkeypatch,
         dataset_meta=dict(classes=tuple('abcdefgh')))
     with pytest.warns(UserWarning, match='how its faces were aligned'):
         unknown = FERInferencer(folder)
-    assert 'does not name' in unknown.about
+    assert 'unnamed data' in unknown.about
     assert unknown.alignment['margin'] == 0.1
 
 
@@ -380,7 +380,7 @@ def test_broken_weights(work_dir, tmp_path, detector, image_of):
     # Finite ones whose scores are not
     checkpoint['state_dict']['head.fc.weight'][:] = 3e38
     torch.save(checkpoint, folder / 'epoch_5.pth')
-    with pytest.raises(ValueError, match='weights are broken'):
+    with pytest.raises(ValueError, match='expected numbers'):
         FERInferencer(folder, detector=detector)(image_of(1))
 
 

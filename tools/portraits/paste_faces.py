@@ -5,7 +5,6 @@ import argparse
 import csv
 import os
 import os.path as osp
-import sys
 from collections import defaultdict
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -39,21 +38,9 @@ ATTEMPTS = 50
 
 
 class Portrait(NamedTuple):
-    """A photograph of one face.
-
-    Args:
-        img (ndarray): BGR, uint8 of shape ``(H, W, 3)``.
-        bbox (ndarray): Left, top, right and bottom, of shape ``(4, )``.
-        landmarks (ndarray, optional): Shape ``(5, 2)``, None where they are
-            unknown.
-    """
+    """A photograph of one face, BGR, uint8 of shape ``(H, W, 3)``; its left,
+    top, right and bottom; and its landmarks, of shape ``(5, 2)``, if known."""
     img: np.ndarray
-    bbox: np.ndarray
-    landmarks: Optional[np.ndarray]
-
-
-class Face(NamedTuple):
-    """A face that was pasted, see :class:`Portrait`."""
     bbox: np.ndarray
     landmarks: Optional[np.ndarray]
 
@@ -151,50 +138,53 @@ def load_image(path: str) -> np.ndarray:
     return LoadCheckedImage()(dict(img_path=path))['img']
 
 
-def read_landmarks(row: dict) -> Optional[np.ndarray]:
+def read_landmarks(row: dict, size: Sequence[int]) -> Optional[np.ndarray]:
     """Read the landmarks of a row, None where there are none."""
     values = [row[name].strip() for name in NUMBERS]
     if not any(values):
         return None
     landmarks = np.array([float(value) for value in values]).reshape(5, 2)
+    inside = (landmarks >= 0) & (landmarks <= size)
     # Less than two pixels are no face.
-    if not np.isfinite(landmarks).all() or measure(landmarks)[1] < 2:
+    if not inside.all() or measure(landmarks)[1] < 2:
         raise ValueError
     return landmarks
+
+
+def read_index(path: str) -> Iterator[Tuple[int, dict]]:
+    """Read the rows of the list of portraits, with the number of the line."""
+    expected = ['file', 'person', *NUMBERS]
+    if not osp.isfile(path):
+        raise FileNotFoundError(f'Found no {path}, expected a list of the '
+                                f'portraits: {", ".join(expected)}.')
+    with open(path, newline='', encoding='utf-8') as file:
+        reader = csv.DictReader(file)
+        missing = sorted(set(expected).difference(reader.fieldnames or ()))
+        if missing:
+            raise ValueError(f'{path} has no column {", ".join(missing)}, '
+                             f'expected {", ".join(expected)}.')
+        yield from enumerate(reader, 2)
 
 
 def load_portraits(src: str) -> Dict[str, List[Portrait]]:
     """Load the portraits of each person."""
     path = osp.join(src, INDEX)
-    if not osp.isfile(path):
-        raise FileNotFoundError(
-            f'Found no {path}, expected a list of the portraits with the '
-            f'columns file, person, {", ".join(NUMBERS)}. Give the folder '
-            'that has it.')
-    with open(path, newline='', encoding='utf-8') as file:
-        reader = csv.DictReader(file)
-        missing = {'file', 'person', *NUMBERS}.difference(reader.fieldnames
-                                                          or ())
-        if missing:
-            raise ValueError(
-                f'{path} has no column {", ".join(sorted(missing))}, expected '
-                f'file, person, {", ".join(NUMBERS)}. Add what is missing.')
-        rows = list(reader)
     persons = defaultdict(list)
-    for number, row in enumerate(rows, 2):
+    for number, row in read_index(path):
         img = load_image(osp.join(src, row['file']))
         try:
-            landmarks = read_landmarks(row)
-            inside = landmarks is None or (
-                (landmarks >= 0) & (landmarks <= img.shape[1::-1])).all()
-            if not inside:
-                raise ValueError
+            landmarks = read_landmarks(row, img.shape[1::-1])
         except (AttributeError, ValueError):
             raise ValueError(
                 f'{path}, line {number}: found {list(row.values())}, expected '
                 'ten numbers of five different places in the image after '
-                'the names, or none. Correct the line.') from None
+                'the names, or none.') from None
         persons[row['person']].append((img, landmarks))
+    for person, found in persons.items():
+        sizes = sorted({img.shape[1::-1] for img, _ in found})
+        if len(sizes) > 1:
+            raise ValueError(f'{path} has portraits of {person} of {sizes} '
+                             'pixels, expected one size. Resize them.')
     unmarked = [
         person for person, found in persons.items()
         if all(landmarks is None for _, landmarks in found)
@@ -202,24 +192,14 @@ def load_portraits(src: str) -> Dict[str, List[Portrait]]:
     if unmarked or len(persons) < 2:
         raise ValueError(
             f'{path} has {len(persons)} persons, without landmarks of '
-            f'{unmarked}, expected at least two, and a portrait with '
-            'landmarks of each. Leave out the others.')
-    for person, found in persons.items():
-        sizes = sorted({img.shape[1::-1] for img, _ in found})
-        if len(sizes) > 1:
-            raise ValueError(
-                f'{path} has portraits of {person} of {sizes} pixels, '
-                'expected one size, since faces are matched between them. '
-                'Resize them.')
+            f'{unmarked}, expected at least two, with landmarks.')
     return {
         person: list(find_faces(persons[person]))
         for person in sorted(persons)
     }
 
 
-def find_faces(
-    images: List[Tuple[np.ndarray,
-                       Optional[np.ndarray]]]) -> Iterator[Portrait]:
+def find_faces(images: List[tuple]) -> Iterator[Portrait]:
     """Find the faces of one person, from one whose landmarks are known."""
     img, known = next(item for item in images if item[1] is not None)
     for other, landmarks in images:
@@ -239,22 +219,18 @@ def load_backgrounds(folder: Optional[str]) -> List[np.ndarray]:
             for img in sklearn.datasets.load_sample_images().images
         ]
     if not osp.isdir(folder):
-        raise FileNotFoundError(
-            f'Found no folder {osp.abspath(folder)}, expected one of images '
-            'without faces. Check the path.')
-    paths = list_images(folder)[0]
-    if not paths:
-        raise ValueError(
-            f'{osp.abspath(folder)} has no image by its extension, expected '
-            'some without faces. Check the path.')
-    images = [load_image(path) for path in paths]
-    for path, img in zip(paths, images):
+        raise FileNotFoundError(f'Found no folder {osp.abspath(folder)}, '
+                                'expected one of images without faces.')
+    images = {path: load_image(path) for path in list_images(folder)[0]}
+    if not images:
+        raise ValueError(f'{osp.abspath(folder)} has no image by its '
+                         'extension, expected some without faces.')
+    for path, img in images.items():
+        # Training and validation get different parts of it.
         if img.shape[1] < 3:
-            raise ValueError(
-                f'{path} is {img.shape[1]} pixels wide, expected at least 3: '
-                'training and validation get different parts of it. Remove '
-                'it.')
-    return images
+            raise ValueError(f'{path} is {img.shape[1]} pixels wide, expected '
+                             'at least 3. Remove it.')
+    return list(images.values())
 
 
 def draw_background(rng: np.random.Generator, img: np.ndarray,
@@ -294,8 +270,8 @@ def ratio_inside(bbox: np.ndarray, size: int) -> float:
 
 
 def paste(rng: np.random.Generator, image: np.ndarray, portrait: Portrait,
-          others: List[Face], scales: Sequence[float],
-          cut: bool) -> Optional[Face]:
+          others: List[Portrait], scales: Sequence[float],
+          cut: bool) -> Optional[Portrait]:
     """Paste a portrait at a random scale and place."""
     size = len(image)
     for _ in range(ATTEMPTS):
@@ -336,7 +312,7 @@ def paste(rng: np.random.Generator, image: np.ndarray, portrait: Portrait,
         if landmarks is not None:
             landmarks = landmarks * factor + first
         bbox = portrait.bbox * np.tile(factor, 2) + np.tile(first, 2)
-        return Face(np.clip(bbox, 0, size), landmarks)
+        return Portrait(image, np.clip(bbox, 0, size), landmarks)
     return None
 
 
@@ -347,7 +323,7 @@ def box_slice(bbox: np.ndarray) -> Tuple[slice, slice]:
     return np.s_[top:bottom, left:right]
 
 
-def format_face(face: Face, size: int) -> str:
+def format_face(face: Portrait, size: int) -> str:
     """Format the line of a face; landmarks that are unknown or outside of the
     image are -1."""
     left, top, right, bottom = face.bbox
@@ -383,7 +359,7 @@ def write_split(dst: str, split: str, portraits: List[Portrait],
     for i in track(range(number), f'Pasting {split}'):
         background = backgrounds[rng.integers(len(backgrounds))]
         image = draw_background(rng, background, args.size)
-        faces: List[Face] = []
+        faces: List[Portrait] = []
         for _ in range(rng.integers(1, args.faces + 1)):
             face = paste(rng, image, next(dealt), faces, args.scales, training)
             if face is not None:
@@ -400,16 +376,25 @@ def write_split(dst: str, split: str, portraits: List[Portrait],
     return total
 
 
-def run(args: argparse.Namespace) -> None:
-    check_tree(args.dst, filter(None, [args.src, args.backgrounds]), [
-        osp.join(args.dst, split, 'images', '') for split in ('train', 'val')
-    ])
-    if osp.isdir(args.dst) and os.listdir(args.dst):
-        raise FileExistsError(
-            f'{osp.abspath(args.dst)} has files, expected a new or empty '
-            'folder. Give another one, or remove it.')
-    persons = load_portraits(args.src)
-    backgrounds = load_backgrounds(args.backgrounds)
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = parse_args(argv)
+    try:
+        check_tree(args.dst, filter(None, [args.src, args.backgrounds]), [
+            osp.join(args.dst, split, 'images', '')
+            for split in ('train', 'val')
+        ])
+        if osp.isdir(args.dst) and os.listdir(args.dst):
+            raise FileExistsError(f'{osp.abspath(args.dst)} has files, '
+                                  'expected a new or empty folder.')
+        make_splits(args, load_portraits(args.src),
+                    load_backgrounds(args.backgrounds))
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error))
+
+
+def make_splits(args: argparse.Namespace, persons: Dict[str, List[Portrait]],
+                backgrounds: List[np.ndarray]) -> None:
+    """Deal persons and parts of backgrounds to the splits, and write them."""
     names = list(persons)
     order = np.random.default_rng(args.seed).permutation(len(names))
     held_out = min(max(round(args.val_ratio * len(names)), 1), len(names) - 1)
@@ -425,18 +410,11 @@ def run(args: argparse.Namespace) -> None:
         total = write_split(args.dst, split, portraits, parts, number, args)
         if not total:
             raise ValueError(
-                f'No portrait fits into images of {args.size} pixels, '
-                'expected some. Give a larger --size, or smaller --scales.')
+                f'No portrait fits into images of {args.size} pixels. Give a '
+                'larger --size, or smaller --scales.')
         print(f'{osp.join(args.dst, split)}: {number} images, {total} faces '
               f'of {len(people)} persons: {", ".join(people)}')
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    try:
-        run(parse_args(argv))
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error))
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    main()
