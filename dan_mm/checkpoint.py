@@ -121,21 +121,10 @@ def _without_attributes(value: Any, memo: dict) -> Any:
 
 
 def load_file(path: str, map_location: Any = 'cpu') -> Any:
-    """Load weights and plain data from a file, without running anything in
-    it.
-
-    Args:
-        path (str): The path of a file that :func:`torch.save` wrote.
-        map_location (Any): See :func:`torch.load`. Defaults to ``'cpu'``.
-
-    Returns:
-        Any: What the file holds.
-
-    Raises:
-        CheckpointNotFoundError: If there is no such file.
-        CheckpointLoadError: If it cannot be read, is broken, or holds anything
-            else.
-    """
+    """Load weights and plain data from a file that :func:`torch.save` wrote,
+    without running anything in it. CheckpointLoadError is raised if it cannot
+    be read, is broken, or holds anything else, and CheckpointNotFoundError if
+    it is missing."""
     path = osp.expanduser(path)
     if not osp.isfile(path):
         kind = 'regular file' if osp.exists(path) else 'checkpoint'
@@ -190,15 +179,8 @@ def _is_whole(value: Any) -> bool:
 
 
 def check_weights(weights: Any, what: str) -> None:
-    """Check the weights of a checkpoint.
-
-    Args:
-        weights (Any): What should be tensors by their names.
-        what (str): The checkpoint, for messages.
-
-    Raises:
-        CheckpointLoadError: If they are not, or some are no finite numbers.
-    """
+    """Check that weights are finite tensors by their names, or raise
+    CheckpointLoadError with ``what`` for the checkpoint."""
     if not isinstance(weights, dict) or not weights:
         found = type(weights).__name__
         found = 'nothing' if found in ('dict', 'OrderedDict') else found

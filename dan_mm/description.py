@@ -101,18 +101,9 @@ def _name(kind: Any) -> Any:
 
 
 def describe(cfg: Config) -> Description:
-    """Describe the model of a config and how it is tested.
-
-    Args:
-        cfg (Config): The config of a classifier, with ``model`` and
-            ``test_dataloader``.
-
-    Returns:
-        Description: The description. It is plain data if the config is.
-
-    Raises:
-        ValueError: If the config has no classifier or no test pipeline.
-    """
+    """Describe the model of a config, with ``model`` and ``test_dataloader``,
+    and how it is tested: plain data if the config is. ValueError is raised if
+    it has no classifier or no test pipeline."""
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     while 'dataset' in dataset or dataset.get('datasets'):
         # MMEngine's wrappers
@@ -202,18 +193,9 @@ class _Checker:
 
 
 def check_metainfo(metainfo: Any, path: str) -> dict:
-    """Check what a checkpoint says about its data.
-
-    Args:
-        metainfo (Any): ``meta['dataset_meta']`` of the checkpoint.
-        path (str): The checkpoint, for messages.
-
-    Returns:
-        dict: A copy of what inference needs of it.
-
-    Raises:
-        ValueError: If that is no plain data of a bounded size.
-    """
+    """Copy what inference needs of ``meta['dataset_meta']`` of the checkpoint
+    ``path``, or raise ValueError if that is no plain data of a bounded
+    size."""
     metainfo = metainfo if isinstance(metainfo, dict) else {}
     checker = _Checker(METAINFO | {'interpolation'}, MAX_NUMBER)
     try:
@@ -228,20 +210,10 @@ def check_metainfo(metainfo: Any, path: str) -> dict:
 
 
 def check_description(model: Any, pipeline: Any, path: str) -> Description:
-    """Check what a checkpoint says about its model.
-
-    Args:
-        model (Any): ``meta['model']`` of the checkpoint.
-        pipeline (Any): ``meta['test_pipeline']`` of the checkpoint.
-        path (str): The checkpoint, for messages.
-
-    Returns:
-        Description: A copy that is safe to build.
-
-    Raises:
-        ValueError: If it is not the description of a classifier, or names
-            anything that is not on the allow-list.
-    """
+    """Copy ``meta['model']`` and ``meta['test_pipeline']`` of the checkpoint
+    ``path`` so that they are safe to build, or raise ValueError if they are
+    not the description of a classifier, or name anything that is not on the
+    allow-list."""
     try:
         if not isinstance(model, dict) or not isinstance(
                 pipeline, (list, tuple)):
@@ -317,20 +289,8 @@ class _Budget(TorchFunctionMode):
 def build_classifier(description: Description, weights: Dict[str,
                                                              torch.Tensor],
                      path: str) -> ImageClassifier:
-    """Build the classifier of a description, without its weights.
-
-    Args:
-        description (Description): What to build.
-        weights (dict[str, Tensor]): The weights that it will get: no more
-            memory is taken than they need.
-        path (str): The checkpoint, for messages.
-
-    Returns:
-        ImageClassifier: The classifier, in evaluation mode.
-
-    Raises:
-        ValueError: If it cannot be built.
-    """
+    """Build the classifier of a description in evaluation mode, without its
+    weights, but with no more memory than they need, or raise ValueError."""
     # Buffers and class centres are made beside what is stored.
     tensors = 2 * len(weights) + 1000
     elements = 2 * sum(value.numel() for value in weights.values()) + 2**22
@@ -364,19 +324,9 @@ class _Meter(TorchDispatchMode):
 
 
 def check_cost(model: ImageClassifier, inputs: torch.Tensor) -> int:
-    """Check what a model takes, without computing anything.
-
-    Args:
-        model (ImageClassifier): The classifier.
-        inputs (Tensor): What it gets for one face, of shape
-            ``(1, C, H, W)``.
-
-    Returns:
-        int: The size of the largest tensor on the way, in bytes.
-
-    Raises:
-        ValueError: If it takes too much.
-    """
+    """Check what a model takes for one face, ``inputs`` of shape ``(1, C, H,
+    W)``, without computing anything. Returns the size of the largest tensor on
+    the way, in bytes, or raises ValueError if it takes too much."""
     # Tensors without data
     fake, counter = FakeTensorMode(), FlopCounterMode(display=False)
     tensors = {

@@ -23,21 +23,12 @@ Identity = Tuple[int, int]
 
 @contextmanager
 def atomic_write(path: str, keep_partial: bool = False) -> Iterator[str]:
-    """Atomic write: a temporary file in the same folder, then rename.
+    """Atomic write: yield a temporary file in the same folder, then rename it
+    to ``path``. After a failure, which raises OSError, the file that was there
+    stays, and with ``keep_partial`` the temporary ``<path>.partial``.
 
     A link is replaced, and so is one name of a file that has several: what is
     read by another name stays as it is.
-
-    Args:
-        path (str): The file to write; its folder is made.
-        keep_partial (bool): Whether the temporary file, ``<path>.partial``,
-            stays there after a failure. Defaults to False.
-
-    Yields:
-        str: The temporary file, to be written within the context.
-
-    Raises:
-        OSError: If it can't be written. A file that was there stays.
     """
     folder = osp.dirname(path) or '.'
     os.makedirs(folder, exist_ok=True)
@@ -86,11 +77,7 @@ def write_bytes(path: str, content: bytes) -> None:
 
 
 def save_checkpoint(checkpoint: dict, path: str) -> None:
-    """Save a checkpoint by :func:`atomic_write`.
-
-    Raises:
-        OSError: If it can't be written.
-    """
+    """Save a checkpoint by :func:`atomic_write`."""
     import torch
 
     # Of a full disk, it would say that its archive is inconsistent.
@@ -101,21 +88,13 @@ def save_checkpoint(checkpoint: dict, path: str) -> None:
 
 @contextmanager
 def open_result(path: str) -> Iterator[IO[str]]:
-    """Open a text file for results that grow.
+    """Open a text file, checked by :func:`check_result`, for results that
+    grow.
 
-    It gets its name once all are written. Those of an interrupted run are in
+    It gets its name once all are written; those of an interrupted run are in
     ``<path>.partial``. Pipes and devices are written to directly. Of a link,
-    such as ``/dev/stdout``, the target is replaced.
-
-    Args:
-        path (str): The file, checked by :func:`check_result`.
-
-    Yields:
-        IO[str]: The file. Names of files may be no valid text.
-
-    Raises:
-        BlockingIOError: If another process writes to it.
-        OSError: If it can't be written.
+    such as ``/dev/stdout``, the target is replaced. Names of files may be no
+    valid text. BlockingIOError is raised if another process writes to it.
     """
     options = dict(newline='', encoding='utf-8', errors='surrogateescape')
     if osp.exists(path) and not osp.isfile(path):
@@ -132,17 +111,9 @@ def open_result(path: str) -> Iterator[IO[str]]:
 
 
 def check_result(path: str, kind: str) -> None:
-    """Check that results can be written to a file.
-
-    Args:
-        path (str): The file.
-        kind (str): 'json' or 'csv'.
-
-    Raises:
-        FileExistsError: If there is a file that is no earlier result, such as
-            a model.
-        OSError: If it can't be written there.
-    """
+    """Check that results of a kind, 'json' or 'csv', can be written to a file:
+    OSError is raised if not, or if there is something that is no earlier
+    result, such as a model."""
     place = osp.realpath(path)
     folder = osp.dirname(place)
     if osp.isdir(path) or not osp.isdir(folder):
@@ -177,11 +148,7 @@ def _is_result(path: str, kind: str) -> bool:
 
 def check_folder(folder: str) -> None:
     """Check that files can be written to a folder that exists, or that it can
-    be made.
-
-    Raises:
-        OSError: If not.
-    """
+    be made, or raise OSError."""
     place = osp.abspath(folder)
     while not osp.lexists(place):
         place = osp.dirname(place)
@@ -214,15 +181,7 @@ def is_regular(path: str) -> bool:
 
 
 def check_file(path: str, read: Iterable[str]) -> None:
-    """Check that a file to write is no input.
-
-    Args:
-        path (str): The file to write.
-        read (Iterable[str]): The files that are read.
-
-    Raises:
-        ValueError: If it is.
-    """
+    """Raise ValueError if a file to write is one of those that are read."""
     own = identity(path)
     for file in read if own else ():
         if identity(file) == own:
@@ -233,17 +192,12 @@ def check_file(path: str, read: Iterable[str]) -> None:
 
 def check_tree(out: str, inputs: Iterable[str],
                targets: Iterable[str] = ()) -> None:
-    """Check that a folder to write is apart from what is read: no links in
-    it, and no mounts, lead there.
+    """Check that a folder to write, which need not exist, is apart from what
+    is read: no links in it, and no mounts, lead there.
 
-    Args:
-        out (str): The folder, which need not exist.
-        inputs (Iterable[str]): The files and folders that are read.
-        targets (Iterable[str]): The files that will be written in it.
-
-    Raises:
-        OSError: If it can't be written to.
-        ValueError: If it is, has, or is in one of the inputs.
+    OSError is raised if it can't be written to, ValueError if it is, has, or
+    is in one of the ``inputs``, as a whole or in one of the ``targets``, the
+    files that will be written in it.
     """
     check_folder(out)
 
@@ -287,15 +241,9 @@ def _lock(handle: int, path: str) -> None:
 
 @contextmanager
 def lock_folder(folder: str) -> Iterator[None]:
-    """Keep other processes that lock it out of a folder; the lock ends with
-    the process.
-
-    Args:
-        folder (str): The folder, which is made, and removed if it stays empty.
-
-    Raises:
-        BlockingIOError: If another process has it.
-    """
+    """Keep other processes that lock it out of a folder, or raise
+    BlockingIOError; the lock ends with the process. The folder is made, and
+    removed if it stays empty."""
     made, place = [], osp.abspath(folder)
     while not osp.isdir(place):
         made.append(place)

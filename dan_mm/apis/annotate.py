@@ -83,15 +83,8 @@ class AnnotatedWriter:
             os.remove(self.partial)
 
     def write(self, image: InputImage, result: ImageResult) -> None:
-        """Draw the faces of an image or frame, and write it.
-
-        Args:
-            image (InputImage): The image.
-            result (ImageResult): Its faces.
-
-        Raises:
-            OSError: If it can't be written.
-        """
+        """Draw the faces of an image or frame, and write it, or raise
+        OSError."""
         if image.img is None:
             return
         img = draw_faces(image.img, result.faces)

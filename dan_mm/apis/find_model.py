@@ -2,7 +2,7 @@
 import glob
 import os.path as osp
 from os import PathLike
-from typing import List, NamedTuple, Optional, Union
+from typing import NamedTuple, Optional, Union
 
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
@@ -62,7 +62,11 @@ def find_model(model: Union[str, PathLike, None] = None,
         path, map_location='cpu', logger='silent')
     weights, meta = checkpoint['state_dict'], checkpoint['meta']
     if config is not None:
-        description = describe(_load_config(str(config)))
+        config = osp.expanduser(str(config))
+        if not osp.isfile(config):
+            raise FileNotFoundError(
+                f'Found no config {config}. Check the path.')
+        description = describe(Config.fromfile(config))
     elif 'model' in meta:
         description = check_description(meta['model'],
                                         meta.get('test_pipeline'), path)
@@ -80,9 +84,8 @@ def _find_checkpoint(name: str) -> str:
     if osp.isfile(name):
         if name.endswith('.py'):
             raise ValueError(
-                f'Got the config {name} for a model, expected its checkpoint '
-                'or its work folder. Give the checkpoint, and the config as '
-                '`config`.')
+                f'Got the config {name} for a model, expected its checkpoint. '
+                'Give the config as `config`.')
         return name
     register_model_index()
     if not ModelHub.has(name.lower()):
@@ -90,13 +93,6 @@ def _find_checkpoint(name: str) -> str:
             f'Found no checkpoint, work folder or model {name!r}, expected '
             f'one of them. {_what_there_is()}')
     return _weights_of_index(name)
-
-
-def _load_config(path: str) -> Config:
-    path = osp.expanduser(path)
-    if not osp.isfile(path):
-        raise FileNotFoundError(f'Found no config {path}. Check the path.')
-    return Config.fromfile(path)
 
 
 def _checkpoint_of_folder(folder: str) -> str:
@@ -113,8 +109,7 @@ def _checkpoint_of_folder(folder: str) -> str:
     if not found:
         raise FileNotFoundError(
             f'Found no checkpoint in the folder {osp.abspath(folder)}, '
-            'expected best_*.pth or another *.pth. Give a work folder of '
-            '`dan-mm train`, or a checkpoint.')
+            'expected best_*.pth or another *.pth. Give a checkpoint.')
     return max(found, key=osp.getmtime)
 
 
@@ -128,9 +123,8 @@ def _weights_of_index(name: str) -> str:
     if not entry.weights or not digest:
         lacks = 'weights' if not entry.weights else 'SHA256 of its weights'
         raise FileNotFoundError(
-            f'The model index has no {lacks} for {name!r}, expected a URL and '
-            f'a sum to check. Train it, `dan-mm train {name}`, or give a '
-            f'checkpoint. {_what_there_is()}')
+            f'The model index has no {lacks} for {name!r}. Train it, `dan-mm '
+            f'train {name}`, or give a checkpoint. {_what_there_is()}')
     return download(entry.weights, digest)
 
 
@@ -144,11 +138,7 @@ def _what_there_is() -> str:
     names = sorted(
         name for name, entry in ModelHub._models_dict.items()
         if entry.weights and (_sha256(entry) or osp.isfile(entry.weights)))
-    folders = _work_folders()
+    found = glob.glob(osp.join('work_dirs', '*', '*.pth'))
+    folders = sorted({osp.dirname(path) for path in found})
     also = f', the work folders {", ".join(folders)}' if folders else ''
     return f'There are the models {", ".join(names)}{also}.'
-
-
-def _work_folders() -> List[str]:
-    found = glob.glob(osp.join('work_dirs', '*', '*.pth'))
-    return sorted({osp.dirname(path) for path in found})

@@ -97,16 +97,8 @@ def _checked(source: Source) -> Source:
 
 def read(sources: Sequence[Source],
          reader: MediaReader) -> Iterator[InputImage]:
-    """Read images and frames, one after the other.
-
-    Args:
-        sources (Sequence): See :func:`expand`.
-        reader (MediaReader): What reads files.
-
-    Yields:
-        InputImage: The images and frames, in order. What can't be read has an
-        error, and stops no other.
-    """
+    """Read images and frames of :func:`expand`, one after the other. What
+    can't be read has an error, and stops no other."""
     for kind, group in groupby(sources, type):
         if kind is str:
             yield from reader.read([(path, is_video(path)) for path in group])
@@ -154,15 +146,7 @@ def _read_camera(number: int) -> Iterator[InputImage]:
 
 def batches(images: Iterator[InputImage],
             size: int) -> Iterator[List[InputImage]]:
-    """Take images together, as far as memory allows.
-
-    Args:
-        images (Iterator[InputImage]): What :func:`read` yields.
-        size (int): How many at most.
-
-    Yields:
-        list[InputImage]: A batch.
-    """
+    """Take at most ``size`` images together, as far as memory allows."""
     batch, pixels = [], 0
     for image in images:
         batch.append(image)

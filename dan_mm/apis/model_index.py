@@ -12,18 +12,9 @@ DEFAULT_MODEL = 'dan-dlibresnet_ferplus'
 
 
 def shipped_model(name: str = DEFAULT_MODEL) -> str:
-    """Find the checkpoint of a model that is shipped with this package.
-
-    Args:
-        name (str): Its name in the model index. Defaults to the model that
-            is used where none is named.
-
-    Returns:
-        str: Its path.
-
-    Raises:
-        FileNotFoundError: If this installation lacks it.
-    """
+    """Find the checkpoint of a model that is shipped with this package, by its
+    name in the model index. FileNotFoundError is raised if this installation
+    lacks it."""
     path = osp.join(WEIGHTS, f'{name}.pth')
     if not osp.isfile(path):
         raise FileNotFoundError(
@@ -33,14 +24,9 @@ def shipped_model(name: str = DEFAULT_MODEL) -> str:
 
 
 def find_configs() -> str:
-    """Find the folder of this project's configs.
-
-    Returns:
-        str: Its path, in a wheel or in a clone of the repository.
-
-    Raises:
-        FileNotFoundError: If this installation lacks it.
-    """
+    """Find the folder of this project's configs, in a wheel or in a clone of
+    the repository. FileNotFoundError is raised if this installation lacks
+    it."""
     package = osp.dirname(osp.abspath(dan_mm.__file__))
     for folder in osp.join(package, '.mim'), osp.dirname(package):
         configs = osp.join(folder, 'configs')

@@ -217,15 +217,10 @@ class AlignFace(BaseTransform):
     - img_shape
 
     Args:
-        size (int | tuple[int, int]): The side of the crop, or its width and
-            height, in pixels. Defaults to 112.
-        margin (float): What is added on each side, as a ratio of the crop, at
-            least 0. Defaults to 0.
-        interpolation (str): 'nearest', 'bilinear', 'bicubic' or 'lanczos'.
-            Defaults to 'bilinear'.
-        template (Sequence, optional): Where the five landmarks are in a
-            square crop without margin, as ratios of its side. Defaults to
-            None, as ArcFace has them.
+        size (int | tuple[int, int]): See :func:`align_face`, as for the rest.
+        margin (float): In [0, 10]. Defaults to 0.
+        interpolation (str): Defaults to 'bilinear'.
+        template (Sequence, optional): Defaults to None.
 
     Raises:
         ValueError: If a setting is out of its range.

@@ -1,7 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import csv
 import os.path as osp
-from typing import Iterator, List, Optional, Tuple
+from typing import Iterator, List, Tuple
 
 import numpy as np
 from mmpretrain.registry import DATASETS
@@ -140,9 +140,9 @@ class FERPlus(FERDataset):
                 usage, name, votes = USAGES[split], row[0], row[2:]
             if usage == 'Usage':  # the header
                 continue
-            votes = self._parse_votes(votes)
-            if (usage not in USAGES.values() or votes is None
-                    or name != osp.basename(name)):
+            if (usage not in USAGES.values() or name != osp.basename(name)
+                    or len(votes) != len(self.METAINFO['classes']) + 2
+                    or not all(vote.strip().isdecimal() for vote in votes)):
                 raise self._annotation_error(
                     path, number, lines[number - 1],
                     (f'one of {list(USAGES.values())}, ' if repository else '')
@@ -151,11 +151,4 @@ class FERPlus(FERDataset):
                     'a face')
             # Where all raters saw no face, there is no image either.
             if usage == USAGES[split] and name:
-                yield name, votes
-
-    def _parse_votes(self, row: List[str]) -> Optional[np.ndarray]:
-        if len(row) != len(self.METAINFO['classes']) + 2:
-            return None
-        if not all(vote.strip().isdecimal() for vote in row):
-            return None
-        return np.array([int(vote) for vote in row])
+                yield name, np.array(list(map(int, votes)))

@@ -14,17 +14,11 @@ from dan_mm.checkpoint import CheckpointLoadError
 
 
 def check_training_state(runner: Runner, checkpoint: dict) -> None:
-    """Check what a training resumes from, except for the weights.
+    """Check what a training resumes from, except for the weights, or raise
+    CheckpointLoadError.
 
     MMEngine copies it into its objects as it is, and fails in the first
     iteration that uses it, or trains on with other numbers.
-
-    Args:
-        runner (Runner): The runner, with its optimizer and schedulers.
-        checkpoint (dict): The loaded checkpoint.
-
-    Raises:
-        CheckpointLoadError: If a part is missing or another one is expected.
     """
     try:
         meta = checkpoint['meta']
@@ -56,18 +50,11 @@ PROGRESS = frozenset(('_global_step', '_last_value', 'best',
 
 
 def continue_schedule(runner: Runner, checkpoint: dict) -> None:
-    """Continue on the schedule of the config where it is not the checkpoint's.
+    """Continue on the schedule of the config where it is not the checkpoint's,
+    whose states are replaced. CheckpointLoadError is raised if that ends
+    before the checkpoint, or cannot be continued.
 
     MMEngine would go on with the latter, even where it has come to its end.
-
-    Args:
-        runner (Runner): The runner, with its optimizer and schedulers, which
-            are then overwritten with the states in the checkpoint.
-        checkpoint (dict): The loaded checkpoint, whose states are replaced.
-
-    Raises:
-        CheckpointLoadError: If the schedule of the config ends before the
-            checkpoint, or cannot be continued.
     """
     schedulers = runner.param_schedulers or []
     states = checkpoint.get('param_schedulers') or []

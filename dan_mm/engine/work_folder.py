@@ -16,14 +16,7 @@ from dan_mm.files import LOCK, fcntl, is_regular
 
 
 def check_writable(folder: str) -> None:
-    """Make a folder and write to it.
-
-    Args:
-        folder (str): The folder.
-
-    Raises:
-        SystemExit: If it cannot be written to.
-    """
+    """Make a folder and write to it, or raise SystemExit."""
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix='.'):
@@ -36,15 +29,8 @@ def check_writable(folder: str) -> None:
 
 @contextmanager
 def use_work_folder(folder: str, config: str) -> Iterator[None]:
-    """Keep other trainings out of a work folder.
-
-    Args:
-        folder (str): The folder, which is made.
-        config (str): The file whose copy MMEngine puts there.
-
-    Raises:
-        SystemExit: If it cannot be written to, or another training uses it.
-    """
+    """Make a work folder and keep other trainings out of it, or raise
+    SystemExit; ``config`` is the file whose copy MMEngine puts there."""
     # The first process of a launch, joined or not
     ranks = 'RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'
     if any(os.environ.get(name, '0') != '0' for name in ranks):
@@ -101,12 +87,8 @@ def _why_broken(path: str) -> Optional[str]:
 
 
 class Resumable(NamedTuple):
-    """A checkpoint to resume from.
-
-    Args:
-        path (str | None): Its path, or None if there is none.
-        broken (dict[str, str]): Newer ones that are broken, and why.
-    """
+    """The path of a checkpoint to resume from, or None, and why newer ones are
+    broken, by their names."""
     path: Optional[str]
     broken: Dict[str, str]
 
@@ -116,21 +98,11 @@ def find_resumable(folder: str,
                    template: Optional[str] = None) -> Resumable:
     """Find the newest complete checkpoint of a training.
 
-    Only regular files in the folder count: it may have been moved, so that
-    the paths that MMEngine noted are wrong.
-
-    Args:
-        folder (str): The folder with the checkpoints.
-        work_dir (str, optional): The one with ``last_checkpoint``. Defaults to
-            None, the same.
-        template (str, optional): The names of checkpoints, with ``{}`` for
-            the number. Defaults to None, those of MMEngine.
-
-    Returns:
-        Resumable: The checkpoint.
-
-    Raises:
-        CheckpointLoadError: If there are checkpoints, but no complete one.
+    Only regular files in the folder count: it may have been moved, so that the
+    paths that MMEngine noted are wrong. ``work_dir`` has ``last_checkpoint``,
+    by default the same folder; ``template`` has ``{}`` for the number.
+    CheckpointLoadError is raised if there are checkpoints, but no complete
+    one.
     """
     pattern = r'(?:epoch|iter)_(\d{1,12})\.pth'
     if template:

@@ -158,20 +158,10 @@ def convert(checkpoint: Any) -> Dict[str, torch.Tensor]:
 
 
 def convert_file(src: str, dst: str) -> int:
-    """Convert a file of public weights.
-
-    Args:
-        src (str): See :func:`convert`. Nothing in it is executed.
-        dst (str): The checkpoint to write.
-
-    Returns:
-        int: The number of weights.
-
-    Raises:
-        OSError: If a file can't be read or written.
-        ValueError: If the source holds something else, or is the target.
-        CheckpointLoadError: If it holds code, or is broken.
-    """
+    """Convert a file of public weights, of which nothing is executed, to a
+    checkpoint. Returns the number of weights. OSError is raised if a file
+    can't be read or written, ValueError if the source holds something else or
+    code, or is the target."""
     check_file(dst, [src])
     checkpoint = load_file(src)
     try:

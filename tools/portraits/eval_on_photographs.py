@@ -4,7 +4,7 @@ validation images of FER+ pasted into larger scenes."""
 import argparse
 import csv
 import os.path as osp
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -15,7 +15,6 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
 from dan_mm.apis import FaceDetector, FERInferencer
-from dan_mm.apis.faces import Face
 from dan_mm.datasets import FERPlus
 from dan_mm.datasets.base import canonical_name
 
@@ -65,14 +64,6 @@ def print_confusion(names: Sequence[str], truth: np.ndarray,
             print(f'{name:14}  ' + ' '.join(f'{value:9}' for value in row))
 
 
-def scores_of(faces: Sequence[Face]) -> Optional[List[float]]:
-    """The scores of the largest face of an image, if there is one."""
-    if not faces:
-        return None
-    face = max(faces, key=lambda face: np.prod(face.bbox[2:] - face.bbox[:2]))
-    return list(face.scores.values())
-
-
 def examine_portraits(inferencer: FERInferencer, folder: str) -> None:
     """Print the accuracy on portraits with known expressions."""
     index = osp.join(folder, 'index.csv')
@@ -90,20 +81,24 @@ def examine_portraits(inferencer: FERInferencer, folder: str) -> None:
     truth = np.array(
         [classes.index(canonical_name(row['expression'])) for row in rows])
     paths = [osp.join(folder, row['file']) for row in rows]
-    results = list(
-        track(inferencer.stream(paths), 'Portraits', total=len(paths)))
-    for result in results:
+    counts, scores = [], []
+    for result in track(
+            inferencer.stream(paths), 'Portraits', total=len(paths)):
         if result.error:
             raise ValueError(result.error)
-    scores = [scores_of(result.faces) for result in results]
-    found = np.array([item is not None for item in scores])
-    one = np.array([len(result.faces) == 1 for result in results])
-    print(f'\n{len(rows)} portraits of {folder}: a face found in '
-          f'{found.mean():.1%}, exactly one in {one.mean():.1%}')
+        counts.append(len(result.faces))
+        largest = sorted(
+            result.faces,
+            key=lambda face: -np.prod(face.bbox[2:] - face.bbox[:2]))
+        scores += [list(face.scores.values()) for face in largest[:1]]
+    found = np.array(counts) > 0
+    print(
+        f'\n{len(rows)} portraits of {folder}: a face found in '
+        f'{found.mean():.1%}, exactly one in {counts.count(1) / len(rows):.1%}'
+    )
     if not found.any():
         return
-    scores = np.array([item for item in scores if item is not None])
-    truth = truth[found]
+    scores, truth = np.array(scores), truth[found]
     answers = scores.argmax(1)
     print(f'accuracy, all {len(classes)} classes allowed: '
           f'{(answers == truth).mean():.1%}')
