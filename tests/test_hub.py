@@ -124,7 +124,7 @@ def test_refuses_another_file(served, tmp_path, content, size):
 def test_without_a_connection(served, tmp_path):
     _, url, _ = served
     cache = str(tmp_path / 'cache')
-    with pytest.raises(OSError, match='404.*put weights.pth.*' + cache):
+    with pytest.raises(OSError, match='404.*put the file.*' + cache):
         download(url + 'weights.pth', SHA256, cache)
     assert os.listdir(cache) == []
 

@@ -63,13 +63,9 @@ def landmark_deviation(bbox: np.ndarray, keypoints: np.ndarray) -> float:
 
 
 class _Found(NamedTuple):
-    """A face that was found with its image turned.
-
-    Args:
-        face (Face): The face, in pixels of the image as it is.
-        turns (int): How often the image was turned to the left by 90 degrees.
-        doubt (float): How unlike an upright face it was then.
-    """
+    """A face, in pixels of the image as it is, that was found with the image
+    turned to the left by 90 degrees so often, and how unlike an upright face
+    it was then."""
     face: Face
     turns: int
     doubt: float
@@ -116,12 +112,7 @@ def try_find_faces(
         detector: Detector,
         images: Sequence[np.ndarray]) -> List[Union[List[Face], Exception]]:
     """Find faces as :func:`find_faces` does; an image on which that fails,
-    such as a very large one, stops no other.
-
-    Returns:
-        list[list[Face] | Exception]: The faces of each image, or what
-        happened.
-    """
+    such as a very large one, stops no other, but gets the exception."""
     try:
         return find_faces(detector, images)
     except Exception as error:

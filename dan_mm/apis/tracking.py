@@ -8,14 +8,9 @@ from torchvision.ops import box_iou
 
 
 class Track(NamedTuple):
-    """A face that is followed.
-
-    Args:
-        bbox (ndarray): Where it was last, float32 of shape ``(4, )``.
-        scores (ndarray): The smoothed class scores, float32 of shape
-            ``(num_classes, )``.
-        missed (int): For how many frames it has not been seen.
-    """
+    """A face that is followed: where it was last, float32 of shape ``(4, )``,
+    its smoothed class scores, float32 of shape ``(num_classes, )``, and for
+    how many frames it has not been seen."""
     bbox: np.ndarray
     scores: np.ndarray
     missed: int

@@ -9,6 +9,7 @@ from typing import Any, Set, Tuple
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
@@ -45,19 +46,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == 'localhost'
-
-
-class Refusal(Exception):
-    """A request that is not answered.
-
-    Args:
-        status (int): The HTTP status.
-        reason (str): A sentence.
-    """
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 class WebGuard:
@@ -107,8 +95,8 @@ class WebGuard:
                     receive = await self._check_join(receive)
                 elif path == UPLOAD:
                     send = self._note_uploads(send)
-        except Refusal as refusal:
-            response = PlainTextResponse(str(refusal), refusal.status)
+        except HTTPException as refusal:
+            response = PlainTextResponse(refusal.detail, refusal.status_code)
             await response(scope, receive, send)
         else:
             await self._answer(scope, receive, send)
@@ -145,12 +133,12 @@ class WebGuard:
             name in self.hosts or is_loopback(name)
             or self.anywhere and name == scope['server'][0])
         if not known:
-            raise Refusal(
+            raise HTTPException(
                 403, f'Got a request to the host {host!r:.100}, expected '
                 f'localhost or {", ".join(sorted(self.hosts))}. Open the page '
                 'by one of these names.')
         if not own:
-            raise Refusal(
+            raise HTTPException(
                 403, f'Got a request from a page of {origin!r:.100}, expected '
                 'it from this page alone.')
 
@@ -161,14 +149,14 @@ class WebGuard:
             upload = path.rstrip('/') == UPLOAD
             limit = self.max_file + MAX_FORM if upload else MAX_JSON
             if not size.isdecimal():
-                raise Refusal(411, 'Got a request without its length.')
+                raise HTTPException(411, 'Got a request without its length.')
             if int(size) > limit:
-                raise Refusal(
+                raise HTTPException(
                     413, f'Got a request of {size} bytes, expected at most '
                     f'{limit}.')
         elif method not in ('GET', 'HEAD') or not (PAGE.fullmatch(path)
                                                    or self._is_kept(path)):
-            raise Refusal(404, 'This is no part of the page.')
+            raise HTTPException(404, 'This is no part of the page.')
 
     def _is_kept(self, path: str) -> bool:
         if not path.startswith(FILE) or '\0' in path:
@@ -200,19 +188,20 @@ class WebGuard:
         while more:
             message = await receive()
             if message['type'] == 'http.disconnect':
-                raise Refusal(400, 'The request has no end.')
+                raise HTTPException(400, 'The request has no end.')
             content += message.get('body', b'')
             more = message.get('more_body', False)
         try:
             body = json.loads(content)
             data, session = body['data'], body['session_hash']
         except (KeyError, RecursionError, TypeError, ValueError):
-            raise Refusal(400, 'This is no request of the page.') from None
+            raise HTTPException(400,
+                                'This is no request of the page.') from None
         if not isinstance(data, list) or not isinstance(session, str):
-            raise Refusal(400, 'This is no request of the page.')
+            raise HTTPException(400, 'This is no request of the page.')
         for item in data:
             if item is not None and not self._is_uploaded(item, session):
-                raise Refusal(
+                raise HTTPException(
                     403, 'Got a file that this session has not '
                     'uploaded.')
         # What was checked, and not what another parser makes of it

@@ -38,15 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Stopped(BaseException):
-    """A signal asks the process to end.
-
-    Args:
-        number (int): The number of the signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    """A signal, by its number, asks the process to end."""
 
 
 def stop(number: int, _) -> None:
@@ -69,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             serve(args, output)
     except Stopped as stopped:
         # A request that is under way would keep the process.
-        signal.raise_signal(stopped.number)
+        signal.raise_signal(*stopped.args)
     return 0
 
 

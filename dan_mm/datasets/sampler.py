@@ -9,18 +9,8 @@ from torch.utils.data import Dataset, Sampler, Subset
 
 
 def get_labels(dataset: Dataset) -> torch.Tensor:
-    """Get the labels of a dataset, of MMEngine's wrappers around it, or of a
-    :class:`torch.utils.data.Subset`.
-
-    Args:
-        dataset (Dataset): The dataset.
-
-    Returns:
-        Tensor: The labels, int64 of shape ``(len(dataset), )``.
-
-    Raises:
-        ValueError: If it has none.
-    """
+    """Get the labels, int64 of shape ``(len(dataset), )``, of a dataset, of
+    MMEngine's wrappers around it, or of a :class:`torch.utils.data.Subset`."""
     if isinstance(dataset, Subset):
         return get_labels(dataset.dataset)[torch.as_tensor(
             dataset.indices, dtype=torch.long)]

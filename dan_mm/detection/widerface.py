@@ -40,15 +40,8 @@ class WiderFaceLandmarks(BaseDetDataset):
                    'left corner of the mouth', 'right corner of the mouth'))
 
     def load_data_list(self) -> List[dict]:
-        """Load the annotations.
-
-        Returns:
-            list[dict]: The images with their faces.
-
-        Raises:
-            FileNotFoundError: If there is no annotation file.
-            ValueError: If it is in none of the formats.
-        """
+        """Load the annotations. FileNotFoundError is raised if there are none,
+        ValueError if they are in none of the formats."""
         if not exists(self.ann_file, backend_args=self.backend_args):
             raise FileNotFoundError(
                 f'Found no {self.ann_file}, expected RetinaFace\'s label.txt '

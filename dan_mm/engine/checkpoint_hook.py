@@ -24,16 +24,8 @@ class AtomicLocalBackend(LocalBackend):
     """Files on this machine with atomic writes."""
 
     def put(self, obj: bytes, filepath: str) -> None:
-        """Write bytes to a file.
-
-        Args:
-            obj (bytes): The content.
-            filepath (str): The path of the file.
-
-        Raises:
-            OSError: If it cannot be written. A file that was there before is
-                still there.
-        """
+        """Write bytes to a file, or raise OSError. A file that was there
+        before is still there then."""
         try:
             # A killed training leaves a file that the next one replaces.
             with atomic_write(

@@ -12,12 +12,8 @@ from torch.utils.data import Dataset
 
 
 def set_seed(*numbers: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's random numbers from several
-    numbers.
-
-    Args:
-        *numbers (int): At least one, each >= 0.
-    """
+    """Seed Python's, NumPy's and PyTorch's random numbers from numbers >=
+    0."""
     state = np.random.SeedSequence(numbers).generate_state(4)
     random.seed(state.tobytes())
     np.random.seed(state)

@@ -176,13 +176,8 @@ class SSHContextModule(BaseModule):
 
 
 class SSHModule(BaseModule):
-    """The context module of a level.
-
-    Args:
-        in_channels (int): The channels of the map.
-        out_channels (int): The channels to return, a multiple of 4.
-        norm_cfg (dict): The normalization.
-    """
+    """The context module of a level, whose ``out_channels`` are a multiple of
+    4."""
 
     def __init__(self, in_channels: int, out_channels: int,
                  norm_cfg: dict) -> None:

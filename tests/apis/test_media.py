@@ -67,7 +67,7 @@ def test_arrays(reader):
     turned = np.zeros((3, 8, 8), np.uint8)
     for wrong in FRAME / 255, FRAME[0, 0], FRAME[:0], FRAME[None], turned:
         [image] = read([wrong], reader)
-        assert image.img is None and 'expected an image' in image.error
+        assert image.img is None and 'expected uint8' in image.error
 
 
 def test_the_order_of_files_and_arrays(tmp_path, reader):
