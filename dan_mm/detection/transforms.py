@@ -45,14 +45,7 @@ class PrepareFaceImage(BaseTransform):
         self.max_side = max_side
 
     def transform(self, results: dict) -> dict:
-        """Prepare the image.
-
-        Args:
-            results (dict): Result dict with the image.
-
-        Returns:
-            dict: The result dict with the prepared image.
-        """
+        """Prepare the image."""
         img, factor = prepare_image(results['img'], self.max_side)
         results['img'] = img
         results['img_shape'] = img.shape[:2]
@@ -103,14 +96,7 @@ class RandomFaceCrop(BaseTransform):
         self.attempts = attempts
 
     def transform(self, results: dict) -> dict:
-        """Crop a square.
-
-        Args:
-            results (dict): Result dict with the image and its faces.
-
-        Returns:
-            dict: The result dict of the square.
-        """
+        """Crop a square."""
         bboxes = results['gt_bboxes']
         centers = (bboxes[:, :2] + bboxes[:, 2:]) / 2
         for _ in range(self.attempts):
@@ -175,14 +161,7 @@ class PackFaceInputs(PackDetInputs):
     }
 
     def transform(self, results: dict) -> dict:
-        """Pack the image and its faces.
-
-        Args:
-            results (dict): Result dict from the data pipeline.
-
-        Returns:
-            dict: ``inputs`` and ``data_samples``.
-        """
+        """Pack the image and its faces."""
         results.setdefault('gt_ignore_flags',
                            np.zeros(len(results['gt_bboxes']), bool))
         # MMCV's resizing makes them float64.

@@ -62,12 +62,7 @@ class WiderFaceMetric(BaseMetric):
         self.iou_thr = iou_thr
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Collect the faces of a batch.
-
-        Args:
-            data_batch (dict): Not used.
-            data_samples (Sequence[dict]): The predictions, with ``img_path``.
-        """
+        """Collect the faces of a batch, by ``img_path``."""
         for data_sample in data_samples:
             path = data_sample['img_path'].replace('\\', '/')
             event, name = path.split('/')[-2:]
@@ -79,18 +74,8 @@ class WiderFaceMetric(BaseMetric):
                                  bboxes[order], scores[order]))
 
     def compute_metrics(self, results: List[Tuple]) -> Dict[str, float]:
-        """Compute the average precisions.
-
-        Args:
-            results (list[tuple]): The name of each image, and its boxes and
-                scores.
-
-        Returns:
-            dict[str, float]: In [0, 1], for ``easy``, ``medium`` and ``hard``.
-
-        Raises:
-            ValueError: If there is an image without predictions.
-        """
+        """Compute the average precisions, in [0, 1], for ``easy``, ``medium``
+        and ``hard``. ValueError is raised if an image has no predictions."""
         faces, subsets = self._load_ground_truth()
         found = {name: (bboxes, scores) for name, bboxes, scores in results}
         missing = sorted(faces.keys() - found.keys())

@@ -30,14 +30,7 @@ class BalancedAccuracy(SingleLabelMetric):
             prefix=prefix)
 
     def compute_metrics(self, results: List[dict]) -> dict:
-        """Compute the metric from the results of all images.
-
-        Args:
-            results (list[dict]): The processed results of each image.
-
-        Returns:
-            dict[str, float]: ``balanced``, in [0, 100].
-        """
+        """Compute ``balanced``, in [0, 100]."""
         metrics = super().compute_metrics(results)
         recalls = [
             recall for recall, support in zip(metrics['recall_classwise'],

@@ -80,13 +80,6 @@ class CalibrationError(BaseMetric):
             for sample in data_samples)
 
     def compute_metrics(self, results: List[tuple]) -> dict:
-        """Compute the metric from the results of all images.
-
-        Args:
-            results (list[tuple]): Scores and label of each image.
-
-        Returns:
-            dict[str, float]: ``ece``.
-        """
+        """Compute ``ece``, in [0, 1], of scores and labels."""
         scores, labels = map(np.array, zip(*results))
         return dict(ece=expected_calibration_error(scores, labels, self.bins))

@@ -11,14 +11,7 @@ class AtomicDumpResults(DumpResults):
     """:class:`mmengine.evaluator.DumpResults` by an atomic write."""
 
     def compute_metrics(self, results: list) -> dict:
-        """Dump the predictions to the pickle file.
-
-        Args:
-            results (list[dict]): The predictions.
-
-        Returns:
-            dict: Nothing.
-        """
+        """Dump the predictions to the pickle file."""
         mmengine.dump(
             results, self.out_file_path, backend_args=dict(backend='atomic'))
         return {}

@@ -1,14 +1,16 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """Measure MAN with its heads one after the other, as it is, against all heads
 together in grouped convolutions."""
-import argparse
 from statistics import median
 from time import perf_counter
 
 import torch
+from mmengine.device import get_device
 from torch import nn
 
 from dan_mm.models import MAN
+
+HEADS = 4
 
 
 class GroupedMAN(nn.Module):
@@ -68,21 +70,15 @@ def measure(module: nn.Module, x: torch.Tensor, training: bool) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--num-heads', type=int, default=4)
-    parser.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    args = parser.parse_args()
-    print(f'{args.num_heads} heads, 512 channels, {args.device}, torch '
+    device = get_device()
+    print(f'{HEADS} heads, 512 channels, {device}, torch '
           f'{torch.__version__}, {torch.get_num_threads()} threads; median of '
           '7, in ms')
     for batch, side, training in ((1, 7, False), (32, 7, False), (32, 7, True),
                                   (128, 3, True)):
-        x = torch.rand(batch, 512, side, side, device=args.device)
-        one_by_one = measure(
-            MAN(512, args.num_heads).to(args.device), x, training)
-        grouped = measure(
-            GroupedMAN(512, args.num_heads).to(args.device), x, training)
+        x = torch.rand(batch, 512, side, side, device=device)
+        one_by_one = measure(MAN(512, HEADS).to(device), x, training)
+        grouped = measure(GroupedMAN(512, HEADS).to(device), x, training)
         print(f'batch {batch:3}, maps {side}x{side}, '
               f'{"training" if training else "inference":9}: '
               f'one by one {one_by_one:7.1f}, grouped {grouped:7.1f}, '

@@ -27,25 +27,14 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         help='a checkpoint, a work folder, or a name of the index (default: '
         'the shipped model)')
     parser.add_argument(
-        '--config', help='the config of the model, which is code and runs')
-    parser.add_argument(
         '--portraits',
         help='a folder with index.csv, which has the columns `file` and '
         '`expression` and optionally `person`, such as the Face Research Lab '
         'London Set')
-    parser.add_argument('--ferplus', help='the folder of FER+')
     parser.add_argument(
-        '--split',
-        default='val',
-        choices=['train', 'val'],
-        help="of FER+: 'val' is FER2013Valid, 'train' the tenth of the "
-        'training set that configs/dan_ferplus.py holds out '
-        '(default: %(default)s)')
+        '--ferplus', help='the folder of FER+, of which FER2013Valid is taken')
     parser.add_argument(
         '--num', type=int, help='how many images of FER+ (default: all)')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--detector-config')
-    parser.add_argument('--detector-checkpoint')
     parser.add_argument('--device')
     args = parser.parse_args(argv)
     if not (args.portraits or args.ferplus):
@@ -158,17 +147,13 @@ def paste(image: np.ndarray, scenes: Sequence[np.ndarray],
 def examine_pasted(inferencer: FERInferencer,
                    args: argparse.Namespace) -> None:
     """Print the accuracy on images of FER+ as they are, and in scenes."""
-    # The split 'train' needs what its model did not see.
-    dataset = FERPlus(
-        args.ferplus,
-        split='val',
-        val_split=0.1 if args.split == 'train' else 0.)
+    dataset = FERPlus(args.ferplus, split='val')
     if tuple(map(canonical_name,
                  inferencer.classes)) != tuple(dataset.metainfo['classes']):
         raise ValueError(
             f'The model has the classes {inferencer.classes}, expected those '
             f'of FER+, {dataset.metainfo["classes"]}.')
-    rng = np.random.default_rng(args.seed)
+    rng = np.random.default_rng(0)
     order = rng.permutation(len(dataset))[:args.num]
     # China and flower, without people
     scenes = [scene[..., ::-1] for scene in load_sample_images().images]
@@ -214,10 +199,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     try:
         inferencer = FERInferencer(
-            args.model, args.config, device=args.device, batch_size=16)
-        inferencer.detector = FaceDetector(args.detector_config,
-                                           args.detector_checkpoint,
-                                           args.device)
+            args.model,
+            detector=FaceDetector(device=args.device),
+            device=args.device,
+            batch_size=16)
         if args.portraits:
             examine_portraits(inferencer, args.portraits)
         if args.ferplus:

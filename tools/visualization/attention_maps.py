@@ -34,11 +34,6 @@ def parse_args() -> argparse.Namespace:
         default='attention_maps.png',
         help='the image to write (default: %(default)s)')
     parser.add_argument(
-        '--per-class',
-        type=int,
-        default=1,
-        help='how many images of each class (default: %(default)s)')
-    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
@@ -46,20 +41,19 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def pick(dataset, per_class: int) -> list:
-    """Pick images of each class."""
+def pick(dataset) -> list:
+    """Pick an image of each class."""
     labels = dataset.get_gt_labels()
-    picked = []
-    for label in range(len(dataset.metainfo['classes'])):
-        found = np.flatnonzero(labels == label)
-        # Where each person shows each class, in the same order, these are
-        # other persons.
-        first = label * per_class
-        picked += [
-            found[(first + i) % len(found)]
-            for i in range(min(per_class, len(found)))
-        ]
-    return picked
+    found = [
+        np.flatnonzero(labels == label)
+        for label in range(len(dataset.metainfo['classes']))
+    ]
+    # Where each person shows each class, in the same order, these are other
+    # persons.
+    return [
+        indices[label % len(indices)] for label, indices in enumerate(found)
+        if len(indices)
+    ]
 
 
 def load(args: argparse.Namespace):
@@ -90,9 +84,6 @@ def load(args: argparse.Namespace):
 
 def main() -> None:
     args = parse_args()
-    if args.per_class < 1:
-        raise SystemExit(f'--per-class got {args.per_class}, expected at '
-                         'least 1.')
     try:
         check_file(args.out, [args.config, args.checkpoint])
         check_folder(osp.dirname(args.out))
@@ -110,7 +101,7 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(str(error))
     classes = dataset.metainfo['classes']
-    indices = pick(dataset, args.per_class)
+    indices = pick(dataset)
     heads = model.neck.num_heads
     figure, grid = plt.subplots(
         len(indices),
