@@ -70,13 +70,9 @@ WITH_CONFIG = ('If you trust its author, give the config that it was trained '
 
 
 class Description(NamedTuple):
-    """What builds a classifier.
-
-    Args:
-        model (dict): The arguments of
-            :class:`mmpretrain.models.ImageClassifier`.
-        pipeline (list[dict]): The transforms of an aligned face image.
-    """
+    """What builds a classifier: the arguments of
+    :class:`mmpretrain.models.ImageClassifier`, and the transforms of an
+    aligned face image."""
     model: dict
     pipeline: List[dict]
 

@@ -7,6 +7,7 @@ import json
 import os.path as osp
 from collections import Counter
 from contextlib import closing, suppress
+from functools import partial
 from itertools import islice
 from typing import IO, Dict, Iterator, List, Tuple
 
@@ -23,7 +24,7 @@ from dan_mm.reading import InputImage, MediaReader, describe
 from .faces import Face, FaceDetector
 from .find_model import find_model
 from .media import batches, list_images
-from .orientation import try_find_faces
+from .orientation import find_faces, try_each
 
 HEADER = [
     'path', 'status', 'crop', 'score', 'left', 'top', 'right', 'bottom',
@@ -128,10 +129,8 @@ def check_settings(dst: str, settings: dict, images: List[str],
 def align_batch(batch: List[Tuple[str, InputImage]], detector: FaceDetector,
                 align: AlignFace, dst: str, rule: str) -> Iterator[dict]:
     """Write the crops of a batch, and yield the rows of the report."""
-    found = iter(
-        try_find_faces(
-            detector,
-            [image.img for _, image in batch if image.img is not None]))
+    whole = [image.img for _, image in batch if image.img is not None]
+    found = iter(try_each(partial(find_faces, detector), whole))
     for path, image in batch:
         broken = dict(path=path, status=BROKEN)
         if image.img is None:

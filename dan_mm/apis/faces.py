@@ -15,18 +15,8 @@ from dan_mm.scope import default_scope
 
 
 def choose_device(device: Optional[str] = None) -> str:
-    """Check a device, or choose one.
-
-    Args:
-        device (str, optional): Such as ``'cpu'`` or ``'cuda:0'``. Defaults to
-            None, the first GPU, or the CPU.
-
-    Returns:
-        str: The device.
-
-    Raises:
-        ValueError: If there is none such.
-    """
+    """Check a device, such as ``'cuda:0'``, or choose the first GPU or the
+    CPU. ValueError is raised if there is none such."""
     if device is None:
         return get_device()
     try:

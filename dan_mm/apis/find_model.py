@@ -15,15 +15,9 @@ from .model_index import register_model_index, shipped_model
 
 
 class FoundModel(NamedTuple):
-    """A model that can be built.
-
-    Args:
-        description (Description): The model and its test pipeline.
-        weights (dict[str, Tensor]): Its weights.
-        path (str): The path of its checkpoint.
-        metainfo (dict): What the checkpoint says about the data that it was
-            trained on: the names of the classes, the alignment, the licence.
-    """
+    """A model that can be built: its description, its weights, the path of its
+    checkpoint, and what that says about the data that it was trained on, such
+    as the names of the classes, the alignment and the licence."""
     description: Description
     weights: dict
     path: str

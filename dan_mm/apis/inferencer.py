@@ -3,6 +3,7 @@ import json
 import os.path as osp
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -14,18 +15,19 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmpretrain.apis import ImageClassificationInferencer
 
+from dan_mm.checkpoint import CheckpointLoadError, list_some
 from dan_mm.datasets import AlignFace
 from dan_mm.datasets.alignment import ALIGNMENT as ALIGNMENT_FILE
 from dan_mm.description import (MAX_TENSOR, WITH_CONFIG, build_classifier,
                                 check_cost)
-from dan_mm.engine.hooks import compare_weights, list_some
+from dan_mm.engine.hooks import compare_weights
 from dan_mm.models import MAN, switch_to_deploy
 from dan_mm.reading import InputImage, MediaReader, describe
 from dan_mm.scope import default_scope
 from .faces import Face, FaceDetector, choose_device
 from .find_model import FoundModel, find_model
 from .media import Source, batches, expand, read
-from .orientation import try_find_faces
+from .orientation import find_faces, try_each
 from .tracking import FaceTracker
 
 # What is longer is no face, and large after `ResizeEdge`.
@@ -46,14 +48,7 @@ def _warn_once(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Escape what would do something to a terminal.
-
-    Args:
-        text (str): Any text, such as the name of a file.
-
-    Returns:
-        str: The text, with escapes for what can't be printed.
-    """
+    """Escape what would do something to a terminal."""
     return ''.join(char if char.isprintable() else ascii(char)[1:-1]
                    for char in text)
 
@@ -422,7 +417,8 @@ class FERInferencer:
             with default_scope('mmpretrain'):  # only one thread builds it
                 self.detector = self.detector or FaceDetector(
                     device=self.device)
-            found = try_find_faces(self.detector, [img for img, _ in whole])
+            found = try_each(
+                partial(find_faces, self.detector), [img for img, _ in whole])
         faces = []
         for (img, result), several in zip(whole, found):
             if isinstance(several, Exception):
@@ -442,8 +438,9 @@ class FERInferencer:
                         f'A face at {face.bbox.tolist()}')
                     result.error = (f'{where} cannot be aligned: '
                                     f'{describe(error)}')
-            classified = self._try_to_classify(crops, embeddings,
-                                               attention_maps)
+            classified = try_each(
+                lambda one: self._classify(one, embeddings, attention_maps),
+                crops)
             for (face, result), one in zip(whole, classified):
                 if isinstance(one, Exception):
                     result.error = (f'A face of {result.path or "an array"} '
@@ -467,22 +464,6 @@ class FERInferencer:
                 cv2.cvtColor(img, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
         return img
 
-    def _try_to_classify(
-            self, crops: List[np.ndarray], embeddings: bool,
-            attention_maps: bool) -> List[Union[FaceResult, Exception]]:
-        """Classify crops; one on which that fails stops no other."""
-        try:
-            return self._classify(crops, embeddings, attention_maps)
-        except ValueError:
-            raise  # the weights are broken
-        except Exception as error:
-            if len(crops) == 1:
-                return [error]
-        return [
-            self._try_to_classify([crop], embeddings, attention_maps)[0]
-            for crop in crops
-        ]
-
     @torch.inference_mode()
     def _classify(self, crops: List[np.ndarray], embeddings: bool,
                   attention_maps: bool) -> List[FaceResult]:
@@ -504,7 +485,7 @@ class FERInferencer:
                     zip(self.classes,
                         sample.pred_score.float().tolist()))
                 if not np.isfinite(list(scores.values())).all():
-                    raise ValueError(
+                    raise CheckpointLoadError(
                         f'The model gives the scores {scores}, expected '
                         'numbers. Take another checkpoint.')
                 results.append(

@@ -31,22 +31,12 @@ def is_video(source: Source) -> bool:
 
 
 def expand(inputs: Union[Source, Sequence[Source]]) -> List[Source]:
-    """List the sources that an input means.
+    """List the sources that an input means: a file, a folder with its
+    subfolders, the number of a camera, an image, or a list of these.
 
-    Args:
-        inputs (str | PathLike | int | ndarray | Sequence): A file, a folder
-            with its subfolders, the number of a camera, an image, or a list
-            of these.
-
-    Returns:
-        list: Files, numbers of cameras and images. What of a list is no
-        source becomes an image with an error.
-
-    Raises:
-        FileNotFoundError: If a single input is no file or folder.
-        OSError: If a single folder can't be read.
-        TypeError: If an input is something else.
-        ValueError: If a single folder has no images or videos.
+    What of a list is no source becomes an image with an error. A single input
+    raises FileNotFoundError if it is missing, ValueError if it is a folder
+    without images and videos, and TypeError if it is something else.
     """
     if isinstance(inputs, InputImage):
         return [inputs]

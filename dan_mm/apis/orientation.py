@@ -1,11 +1,12 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-from typing import Callable, List, NamedTuple, Sequence, Set, Tuple, Union
+from typing import Callable, List, NamedTuple, Sequence, Set, Tuple
 
 import cv2
 import numpy as np
 from torch import from_numpy
 from torchvision.ops import box_iou
 
+from dan_mm.checkpoint import CheckpointLoadError
 from .faces import Face
 
 # Where RetinaFace finds the landmarks of upright faces: the mean over the
@@ -108,17 +109,17 @@ def find_faces(detector: Detector,
     return [[one.face for one in several] for several in found]
 
 
-def try_find_faces(
-        detector: Detector,
-        images: Sequence[np.ndarray]) -> List[Union[List[Face], Exception]]:
-    """Find faces as :func:`find_faces` does; an image on which that fails,
-    such as a very large one, stops no other, but gets the exception."""
+def try_each(function: Callable[[list], list], items: list) -> list:
+    """Call a function of a batch; where it fails, call it for each item, and
+    take the exception for the result of what fails alone."""
     try:
-        return find_faces(detector, images)
+        return function(items)
+    except CheckpointLoadError:
+        raise  # the same for all
     except Exception as error:
-        if len(images) == 1:
+        if len(items) == 1:
             return [error]
-    return [try_find_faces(detector, [img])[0] for img in images]
+    return [try_each(function, [item])[0] for item in items]
 
 
 def _judge(face: Face, turns: int, shape: Sequence[int]) -> _Found:

@@ -26,18 +26,12 @@ def face_template(size: Tuple[int, int],
                   template: Sequence = TEMPLATE) -> np.ndarray:
     """Place the five landmarks in an aligned crop.
 
-    Args:
-        size (tuple[int, int]): The width and height of the crop, in pixels.
-        margin (float): What is added on each side, as a ratio of the crop
-            without it. Defaults to 0.
-        template (Sequence): Where the landmarks are in a square crop without
-            margin, as ratios of its side, of shape ``(5, 2)``. Defaults to
-            those of ArcFace.
-
-    Returns:
-        ndarray: The landmarks in pixels, float64 of shape ``(5, 2)``, in the
-        order of ``LANDMARKS`` (left and right as seen in the image). In a
-        crop that is not square they are centred.
+    ``size`` is its width and height in pixels, ``margin`` what is added on
+    each side, as a ratio of the crop without it, and ``template`` where the
+    landmarks are in a square crop without margin, as ratios of its side.
+    Returns pixels, float64 of shape ``(5, 2)``, in the order of ``LANDMARKS``
+    (left and right as seen in the image); in a crop that is not square they
+    are centred.
     """
     size = np.asarray(size, np.float64)
     side = size.min()
@@ -89,22 +83,10 @@ def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 def box_transform(bbox: Sequence[float],
                   size: Tuple[int, int],
                   margin: float = 0.) -> np.ndarray:
-    """The transform that brings a face of which only the box is known into
-    the middle of a crop, upright.
-
-    Args:
-        bbox (Sequence[float]): The left, top, right and bottom of the box, in
-            pixels.
-        size (tuple[int, int]): The width and height of the crop, in pixels.
-        margin (float): What is added on each side, as a ratio of the longer
-            side of the box. Defaults to 0.
-
-    Returns:
-        ndarray: The matrix, float64 of shape ``(2, 3)``.
-
-    Raises:
-        ValueError: If the box is invalid.
-    """
+    """The transform, float64 of shape ``(2, 3)``, that brings a face of which
+    only the box (left, top, right, bottom) is known into the middle of a crop,
+    upright, with a margin as a ratio of the longer side of the box. ValueError
+    is raised if the box is invalid."""
     left, top, right, bottom = np.asarray(bbox, np.float64)
     if not (right > left and bottom > top):
         raise ValueError(f'Got the box {list(bbox)}, expected left < right '

@@ -67,18 +67,8 @@ class LoadCheckedImage(LoadImageFromFile):
         return results
 
     def decode(self, content: bytes, path: str) -> np.ndarray:
-        """Decode the content of a file.
-
-        Args:
-            content (bytes): All of it.
-            path (str): The path of the file, for the message.
-
-        Returns:
-            np.ndarray: The image, see ``img`` above.
-
-        Raises:
-            ValueError: If it is truncated, too large or no image.
-        """
+        """Decode the content of the file ``path`` as ``img`` above, or raise
+        ValueError if it is truncated, too large or no image."""
         img = decode_image(content, path,
                            not self.color_type.endswith('ignore_orientation'))
         is_grey = self.color_type.startswith('grayscale')
@@ -95,21 +85,11 @@ def prepare_image(
 ) -> Tuple[np.ndarray, Tuple[float, float]]:
     """Make an image one that detectors take: BGR, and not too large.
 
-    Grey images get three equal channels, and the fourth channel of BGRA is
-    dropped.
-
-    Args:
-        img (ndarray): uint8 of shape ``(H, W)``, or with 1, 3 (BGR) or 4
-            (BGRA) channels last.
-        max_side (int, optional): An image whose longer side has more pixels is
-            shrunk to that. Defaults to None, any size.
-
-    Returns:
-        tuple: The image, uint8 of shape ``(H, W, 3)``, and by how much its
-        width and height were scaled.
-
-    Raises:
-        ValueError: If the array is no image.
+    It is uint8 of shape ``(H, W)``, or with 1, 3 (BGR) or 4 (BGRA) channels
+    last: grey ones get three equal channels, the fourth is dropped, and one
+    whose longer side has more pixels than ``max_side`` is shrunk to that.
+    Returns the image, uint8 of shape ``(H, W, 3)``, and by how much its width
+    and height were scaled. ValueError is raised if the array is no image.
     """
     if (img.dtype != np.uint8 or img.ndim not in (2, 3) or 0 in img.shape
             or img.shape[2:] not in ((), (1, ), (3, ), (4, ))):

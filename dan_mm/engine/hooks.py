@@ -79,19 +79,11 @@ def compare_weights(model: nn.Module,
                     weights: dict,
                     share: Optional[float] = None,
                     optional: str = '') -> List[str]:
-    """List the weights that do not fit a model, which stays as it is.
+    """List the weights that do not fit a model, which stays as it is: what is
+    missing, unexpected, or of another shape.
 
-    Args:
-        model (nn.Module): The model.
-        weights (dict[str, Tensor]): The weights.
-        share (float, optional): The share of the model's weights that is
-            enough. Defaults to None: all of them, and no other.
-        optional (str): The beginning of names that need not fit. Defaults to
-            ''.
-
-    Returns:
-        list[str]: What is missing, unexpected, or of another shape; empty if
-        all fits.
+    Instead of all, the ``share`` of the model's weights may be enough. Names
+    that begin with ``optional`` need not fit.
     """
     own = model.state_dict()
     before = {
@@ -262,14 +254,8 @@ class CheckpointFitHook(Hook):
         self.compare_classes(runner.test_loop.dataloader.dataset)
 
     def compare_classes(self, dataset: Dataset) -> None:
-        """Compare the names of the classes of the checkpoint and a dataset.
-
-        Args:
-            dataset (Dataset): The dataset.
-
-        Raises:
-            ValueError: If the classes have other names, or another order.
-        """
+        """Compare the names of the classes of the checkpoint and a dataset, or
+        raise ValueError."""
         classes = get_classes(dataset)
         if self.classes and classes and tuple(self.classes) != classes:
             raise ValueError(

@@ -286,15 +286,10 @@ def select_anchors(levels: Sequence[Tensor], priors: Tensor,
     """Select the anchors of a level whose scores are above a threshold, in
     their order: most are no faces, and need no decoding.
 
-    Args:
-        levels (Sequence[Tensor]): Scores, boxes and landmarks of one image,
-            each of shape ``(A * n, H, W)``.
-        priors (Tensor): The anchors, of shape ``(H * W * A, 4)``.
-        score_thr (float): The threshold, in [0, 1].
-
-    Returns:
-        tuple[Tensor]: The scores, the boxes, the landmarks and the anchors, of
-        shape ``(N, )``, ``(N, 4)``, ``(N, 10)`` and ``(N, 4)``.
+    ``levels`` are scores, boxes and landmarks of one image, each of shape ``(A
+    * n, H, W)``, ``priors`` the anchors, of shape ``(H * W * A, 4)``. Returns
+    those of the N selected ones, of shape ``(N, )``, ``(N, 4)``, ``(N, 10)``
+    and ``(N, 4)``.
     """
     height, width = levels[0].shape[-2:]
     anchors = len(priors) // (height * width)
