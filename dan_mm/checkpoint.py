@@ -215,20 +215,12 @@ def rename_weights(source: dict,
                    weights: dict,
                    rules: Sequence[tuple],
                    optional: str = '') -> dict:
-    """Give the weights of other code our names.
+    """Give the weights of other code our names, and copy them, or raise
+    CheckpointLoadError if they are others.
 
-    Args:
-        source (dict[str, Tensor]): The weights by their original names.
-        weights (dict[str, Tensor]): Ours, for their names and shapes.
-        rules (Sequence[tuple]): Pattern and replacement, see :func:`re.sub`,
-            one after the other, from our names to the original ones.
-        optional (str): An original name that may be missing.
-
-    Returns:
-        dict[str, Tensor]: A copy of the weights by our names.
-
-    Raises:
-        CheckpointLoadError: If they are others.
+    ``weights`` are ours, for their names and shapes. ``rules`` are patterns
+    and replacements, see :func:`re.sub`, one after the other, from our names
+    to the original ones, of which ``optional`` may be missing.
     """
     names = {
         key: reduce(lambda name, rule: re.sub(*rule, name), rules, key)
@@ -357,23 +349,13 @@ def _clean_messages(hub: Any) -> Optional[dict]:
 
 @CheckpointLoader.register_scheme('', force=True)
 def load_from_local(filename: str, map_location: Any = None) -> dict:
-    """Load a checkpoint without running anything in it.
+    """Load a checkpoint without running anything in it: finite weights in
+    ``state_dict`` and a dictionary in ``meta``, whatever the file has.
 
     Names of files and configs that it carries are dropped: MMEngine would
     delete and overwrite the former and execute the latter.
-
-    Args:
-        filename (str): The path of the checkpoint.
-        map_location (Any): See :func:`torch.load`. Defaults to None.
-
-    Returns:
-        dict: The checkpoint, with finite weights in ``state_dict`` and a
-        dictionary in ``meta``, whatever the file has.
-
-    Raises:
-        CheckpointNotFoundError: If there is no such file.
-        CheckpointLoadError: If the file holds more than weights and plain
-            data, no weights, or weights that are not finite, or is broken.
+    CheckpointNotFoundError is raised if it is missing, CheckpointLoadError if
+    it holds anything else, or is broken.
     """
     return _check_checkpoint(load_file(filename, map_location), filename)
 

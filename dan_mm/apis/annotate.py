@@ -20,21 +20,14 @@ VIDEO_FILE = '.mp4'
 
 
 class AnnotatedWriter:
-    """Write images and videos with the faces drawn into them, in the tree of
-    the inputs. Videos keep their times and their sound.
+    """Write images and videos with the faces drawn into them to the folder
+    ``out``, in the tree of the inputs. Videos keep their times and their
+    sound; frames whose longer side has more than ``max_side`` pixels are
+    shrunk.
 
-    It is a context manager: a video is complete when it ends.
-
-    Args:
-        out (str): The folder to write. Files of the same names are replaced.
-        inputs (Sequence): What was given: the paths in a folder stay.
-        sources (Sequence): All files of that.
-        max_side (int, optional): Frames whose longer side has more pixels are
-            shrunk to that. Defaults to None, any size.
-
-    Raises:
-        OSError: If the folder can't be written to.
-        ValueError: If it is in one of the inputs, or has one.
+    It is a context manager: a video is complete when it ends. OSError is
+    raised if the folder can't be written to, ValueError if it is in one of the
+    inputs, of which ``sources`` are all files, or has one.
     """
 
     def __init__(self,

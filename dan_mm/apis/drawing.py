@@ -96,15 +96,8 @@ def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 @lru_cache
 def find_font(text: str) -> str:
-    """Find a font that has all letters of a text, and digits: one that comes
-    with this package, or one of the system.
-
-    Args:
-        text (str): The text.
-
-    Returns:
-        str: The path of its file, '' if there is none.
-    """
+    """Find the file of a font that has all letters of a text, and digits: one
+    that comes with this package or one of the system, or give ''."""
     return next((path for path in _font_files()
                  if set(map(ord, f'{text}0123456789%')) <= _letters(path)), '')
 

@@ -39,19 +39,13 @@ Detector = Callable[[Sequence[np.ndarray]], List[List[Face]]]
 
 
 def landmark_deviation(bbox: np.ndarray, keypoints: np.ndarray) -> float:
-    """Measure how far landmarks are from those of an upright face.
+    """Measure how far landmarks, of shape ``(5, 2)``, are from those of an
+    upright face with the box left, top, right and bottom, both in pixels.
 
-    Args:
-        bbox (ndarray): Left, top, right and bottom of the face in pixels, of
-            shape ``(4, )``.
-        keypoints (ndarray): Left eye, right eye, nose tip, left and right
-            corner of the mouth in pixels, of shape ``(5, 2)``.
-
-    Returns:
-        float: The root mean square distance of the landmarks to those of an
-        upright face, which may lean to a side by up to 45 degrees, centre on
-        centre, in units of the square root of the area of the box: 0.01 to
-        0.05 for most upright faces. Infinite where they are no numbers.
+    It is the root mean square distance to those of an upright face, which may
+    lean to a side by up to 45 degrees, centre on centre, in units of the
+    square root of the area of the box: 0.01 to 0.05 for most upright faces.
+    Infinite where they are no numbers.
     """
     # Points as complex numbers, whose product is a rotation
     expected = UPRIGHT @ (1, 1j)

@@ -51,18 +51,10 @@ class FaceTracker:
 
     def update(self, boxes: Sequence[np.ndarray],
                scores: Sequence[np.ndarray]) -> List[int]:
-        """Take the faces of the next frame.
-
-        Args:
-            boxes (Sequence[ndarray]): Left, top, right and bottom of each
-                face, of shape ``(4, )``.
-            scores (Sequence[ndarray]): Their class scores, of shape
-                ``(num_classes, )``.
-
-        Returns:
-            list[int]: The number of the track of each face; ``tracks`` has
-            their smoothed scores.
-        """
+        """Take the boxes (left, top, right and bottom), of shape ``(4, )``, of
+        the faces of the next frame, and their class scores, of shape
+        ``(num_classes, )``. Returns the number of the track of each face;
+        ``tracks`` has their smoothed scores."""
         numbers = self._match(boxes)
         for number, bbox, score in zip(numbers, boxes, scores):
             if number in self.tracks:

@@ -190,15 +190,8 @@ def answer_image(inferencer: FERInferencer, path: Optional[str]) -> list:
 
 @dataclass
 class Span:
-    """A time in which a face shows one expression.
-
-    Args:
-        track (int): The number of the face.
-        expression (str): What it shows.
-        start (float): The time of the first frame, in seconds.
-        end (float): The time of the last frame, in seconds.
-        scores (list[float]): The probabilities in all frames.
-    """
+    """A time, in seconds, in which a face shows one expression, with its
+    probabilities in all frames."""
     track: int
     expression: str
     start: float

@@ -24,13 +24,9 @@ class SeededFetch:
     """Load a batch with random numbers that depend on the seed, the epoch and
     the indices of the batch, and not on what the process did before.
 
-    It is what PyTorch's loader looks for as ``dataset.__getitems__``.
-
-    Args:
-        dataset (Dataset): The dataset.
-        seed (int): The seed.
-        epoch (Tensor): The epoch, int64 of shape ``(1, )``, in memory that
-            is shared with workers that stay alive over epochs.
+    It is what PyTorch's loader looks for as ``dataset.__getitems__``. The
+    epoch, int64 of shape ``(1, )``, is in memory that is shared with workers
+    that stay alive over epochs.
     """
 
     def __init__(self, dataset: Dataset, seed: int,

@@ -303,16 +303,10 @@ def select_anchors(levels: Sequence[Tensor], priors: Tensor,
 
 
 class Detections(NamedTuple):
-    """The faces of an image, the most certain first.
-
-    Args:
-        bboxes (Tensor): Left, top, right and bottom in pixels, float32 of
-            shape ``(N, 4)``.
-        scores (Tensor): In [0, 1], float32 of shape ``(N, )``.
-        keypoints (Tensor): Left eye, right eye, nose tip, left and right
-            corner of the mouth as seen in the image, in pixels, float32 of
-            shape ``(N, 5, 2)``.
-    """
+    """The faces of an image, the most certain first: left, top, right and
+    bottom, of shape ``(N, 4)``, scores in [0, 1], of shape ``(N, )``, and left
+    eye, right eye, nose tip, left and right corner of the mouth as seen in the
+    image, of shape ``(N, 5, 2)``, float32 and in pixels."""
     bboxes: Tensor
     scores: Tensor
     keypoints: Tensor

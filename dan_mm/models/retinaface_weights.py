@@ -37,19 +37,9 @@ WEIGHTS = {
 
 def get_weights(folder: Optional[str] = None) -> Dict[str, torch.Tensor]:
     """Download the public weights of RetinaFace with MobileNetV1 x0.25, unless
-    they are there.
+    they are there: see :func:`dan_mm.hub.download`.
 
     They were trained on WIDER FACE, whose images are for research only.
-
-    Args:
-        folder (str, optional): See :func:`dan_mm.hub.download`.
-
-    Returns:
-        dict[str, Tensor]: The weights of
-        :class:`dan_mm.models.retinaface.RetinaFace`.
-
-    Raises:
-        OSError: If they can't be downloaded.
     """
     return convert(
         load_file(
