@@ -35,19 +35,15 @@ class AffectNet(ClassFolders):
         **kwargs: See :class:`FERDataset`, also for the errors.
     """  # noqa: E501
 
-    METAINFO = {
-        'classes': ('neutral', 'happiness', 'sadness', 'surprise', 'fear',
-                    'disgust', 'anger', 'contempt'),
-        'dataset_name':
-        'AffectNet',
-        'licence':
-        'non-commercial research'
-    }
-    OFFICIAL_COUNTS = {'train': (287651, 287568), 'val': 4000}
-    CLASS_COUNTS = {
-        'train': [(74874, 134415, 25459, 14090, 6378, 3803, 24882, 3750)],
-        'val': [(500, ) * 8]
-    }
+    METAINFO = dict(
+        classes=('neutral', 'happiness', 'sadness', 'surprise', 'fear',
+                 'disgust', 'anger', 'contempt'),
+        dataset_name='AffectNet',
+        licence='non-commercial research')
+    OFFICIAL_COUNTS = dict(train=(287651, 287568), val=4000)
+    CLASS_COUNTS = dict(
+        train=[(74874, 134415, 25459, 14090, 6378, 3803, 24882, 3750)],
+        val=[(500, ) * 8])
     NUMBERED = True
 
     def __init__(self,

@@ -30,20 +30,16 @@ class FER2013(ClassFolders):
     See :class:`FERDataset` for the arguments and errors.
     """
 
-    METAINFO = {
-        'classes': ('anger', 'disgust', 'fear', 'happiness', 'sadness',
-                    'surprise', 'neutral'),
-        'dataset_name':
-        'FER2013',
-        'licence':
-        'its images have no open licence: research',
-        **FACES
-    }
-    OFFICIAL_COUNTS = {'train': 28709, 'val': 3589, 'test': (3589, 7178)}
-    CLASS_COUNTS = {
-        'train': [(3995, 436, 4097, 7215, 4830, 3171, 4965)],
-        'val': [(467, 56, 496, 895, 653, 415, 607)],
-        'test': [(491, 55, 528, 879, 594, 416, 626),
-                 (958, 111, 1024, 1774, 1247, 831, 1233)]
-    }
+    METAINFO = dict(
+        classes=('anger', 'disgust', 'fear', 'happiness', 'sadness',
+                 'surprise', 'neutral'),
+        dataset_name='FER2013',
+        licence='its images have no open licence: research',
+        **FACES)
+    OFFICIAL_COUNTS = dict(train=28709, val=3589, test=(3589, 7178))
+    CLASS_COUNTS = dict(
+        train=[(3995, 436, 4097, 7215, 4830, 3171, 4965)],
+        val=[(467, 56, 496, 895, 653, 415, 607)],
+        test=[(491, 55, 528, 879, 594, 416, 626),
+              (958, 111, 1024, 1774, 1247, 831, 1233)])
     NUMBERED = True

@@ -14,17 +14,14 @@ USAGES = dict(train='Training', val='PublicTest', test='PrivateTest')
 # the medians of those that RetinaFace finds in 1,500 of the training images,
 # made symmetric, in a crop of nine tenths: so faces in larger scenes are told
 # apart best (tools/portraits/eval_on_photographs.py).
-FACES = {
-    'color_type':
-    'grayscale',
-    'alignment':
-    dict(
+FACES = dict(
+    color_type='grayscale',
+    alignment=dict(
         size=48,
         margin=0.,
         interpolation='bilinear',
         template=[[0.297, 0.377], [0.703, 0.377], [0.5, 0.603], [0.338, 0.789],
-                  [0.662, 0.789]])
-}
+                  [0.662, 0.789]]))
 
 
 @DATASETS.register_module()
@@ -69,16 +66,13 @@ class FERPlus(FERDataset):
         **kwargs: See :class:`FERDataset`, also for the errors.
     """
 
-    METAINFO = {
-        'classes': ('neutral', 'happiness', 'surprise', 'sadness', 'anger',
-                    'disgust', 'fear', 'contempt'),
-        'dataset_name':
-        'FER+',
-        'licence':
-        'its images, of FER2013, have no open licence: research',
-        **FACES
-    }
-    OFFICIAL_COUNTS = {'train': 25060, 'val': 3199, 'test': None}
+    METAINFO = dict(
+        classes=('neutral', 'happiness', 'surprise', 'sadness', 'anger',
+                 'disgust', 'fear', 'contempt'),
+        dataset_name='FER+',
+        licence='its images, of FER2013, have no open licence: research',
+        **FACES)
+    OFFICIAL_COUNTS = dict(train=25060, val=3199, test=None)
 
     def __init__(self,
                  data_root: str,

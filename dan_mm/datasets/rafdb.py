@@ -33,19 +33,15 @@ class RAFDB(FERDataset):
     See :class:`FERDataset` for the arguments and errors.
     """
 
-    METAINFO = {
-        'classes': ('surprise', 'fear', 'disgust', 'happiness', 'sadness',
-                    'anger', 'neutral'),
-        'dataset_name':
-        'RAF-DB',
-        'licence':
-        'non-commercial research'
-    }
-    OFFICIAL_COUNTS = {'train': 12271, 'test': 3068}
-    CLASS_COUNTS = {
-        'train': [(1290, 281, 717, 4772, 1982, 705, 2524)],
-        'test': [(329, 74, 160, 1185, 478, 162, 680)]
-    }
+    METAINFO = dict(
+        classes=('surprise', 'fear', 'disgust', 'happiness', 'sadness',
+                 'anger', 'neutral'),
+        dataset_name='RAF-DB',
+        licence='non-commercial research')
+    OFFICIAL_COUNTS = dict(train=12271, test=3068)
+    CLASS_COUNTS = dict(
+        train=[(1290, 281, 717, 4772, 1982, 705, 2524)],
+        test=[(329, 74, 160, 1185, 478, 162, 680)])
 
     def load_split(self, split: str) -> List[dict]:
         """Read the annotations of an official split."""

@@ -32,15 +32,12 @@ class SFEW(ClassFolders):
     See :class:`FERDataset` for the arguments and errors.
     """
 
-    METAINFO = {
-        'classes': ('anger', 'disgust', 'fear', 'happiness', 'neutral',
-                    'sadness', 'surprise'),
-        'dataset_name':
-        'SFEW 2.0',
-        'licence':
-        'non-commercial research'
-    }
-    OFFICIAL_COUNTS = {'train': 958, 'val': 436, 'test': 372}
+    METAINFO = dict(
+        classes=('anger', 'disgust', 'fear', 'happiness', 'neutral', 'sadness',
+                 'surprise'),
+        dataset_name='SFEW 2.0',
+        licence='non-commercial research')
+    OFFICIAL_COUNTS = dict(train=958, val=436, test=372)
 
     def load_split(self, split: str) -> List[dict]:
         """List the images of a split."""

@@ -79,12 +79,11 @@ class SynthFace(FERDataset):
         **kwargs: See :class:`FERDataset`, also for the errors.
     """
 
-    METAINFO = {
-        'classes': tuple(PROTOTYPES),
-        'dataset_name': 'synthface, synthetic faces',
-        'licence': 'none needed'
-    }
-    OFFICIAL_COUNTS = {'train': None, 'val': None, 'test': None}
+    METAINFO = dict(
+        classes=tuple(PROTOTYPES),
+        dataset_name='synthface, synthetic faces',
+        licence='none needed')
+    OFFICIAL_COUNTS = dict(train=None, val=None, test=None)
     # Other images for the same arguments need another number.
     VERSION = 1
 
