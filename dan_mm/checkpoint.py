@@ -397,8 +397,9 @@ def load_from_hub(filename: str, map_location: Any = None) -> dict:
         name = get_deprecated_model_names().get(name, name)
     url = models.get(name, '')
     if not url.startswith(('http://', 'https://')):
-        raise CheckpointNotFoundError(f'Found no checkpoint {filename}, '
-                                      'expected a name that MMEngine knows.')
+        raise CheckpointNotFoundError(
+            f'Found no checkpoint {filename}, expected a name that MMEngine '
+            'knows. Check the name.')
     checkpoint = load_from_http(url, map_location)
     if scheme == 'mmcls':
         checkpoint['state_dict'] = {

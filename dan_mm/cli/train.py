@@ -158,7 +158,7 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
             raise SystemExit(
                 f'--auto-scale-lr found no `auto_scale_lr` in {args.config}. '
                 'Where the schedule sets the rate, as OneCycleLR does, set '
-                'its `eta_max` with --cfg-options.')
+                '`eta_max` with --cfg-options.')
         cfg.auto_scale_lr.enable = True
 
     for split in 'train', 'val', 'test':
