@@ -3,6 +3,7 @@
 crops."""
 import argparse
 import csv
+import errno
 import json
 import os.path as osp
 from collections import Counter
@@ -144,26 +145,30 @@ def align_batch(batch: List[Tuple[str, InputImage]], detector: FaceDetector,
         chosen = choose(faces, image.img.shape[:2], rule)
         if not chosen:
             yield dict(path=path, status=NO_FACE)
+        targets = [
+            crop_path(path, number, rule == 'all')
+            for number in range(1,
+                                len(chosen) + 1)
+        ]
         try:
             crops = [
                 align(dict(img=image.img, keypoints=face.keypoints))['img']
                 for face in chosen
             ]
+            # All crops first: an image with rows is done.
+            for target, crop in zip(targets, crops):
+                content = cv2.imencode(
+                    osp.splitext(target)[1], crop,
+                    [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+                write_bytes(osp.join(dst, target), content.tobytes())
         except Exception as error:
+            # A full disk is not the failure of an image, its name is.
+            if (isinstance(error, OSError)
+                    and error.errno != errno.ENAMETOOLONG):
+                raise
             reason = f'a face cannot be aligned: {describe(error)}'
             yield dict(broken, detail=reason)
             continue
-        targets = [
-            crop_path(path, number, rule == 'all')
-            for number in range(1,
-                                len(crops) + 1)
-        ]
-        # All crops first: an image with rows is done.
-        for target, crop in zip(targets, crops):
-            content = cv2.imencode(
-                osp.splitext(target)[1], crop,
-                [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
-            write_bytes(osp.join(dst, target), content.tobytes())
         for target, face in zip(targets, chosen):
             numbers = [*face.bbox, *face.keypoints.ravel()]
             row = [

@@ -1,15 +1,17 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+import errno
 import os
 import os.path as osp
 import warnings
-from typing import Optional, Sequence, Set
+from contextlib import contextmanager, suppress
+from typing import Iterator, List, Optional, Sequence, Set
 
 import cv2
 import numpy as np
 
 from dan_mm.datasets.loading import prepare_image
 from dan_mm.files import check_tree, partial_path, write_bytes
-from dan_mm.reading import InputImage, MediaReader, VideoWriter
+from dan_mm.reading import InputImage, MediaReader, VideoWriter, describe
 from .drawing import draw_faces
 from .inferencer import ImageResult
 from .media import Source
@@ -17,6 +19,9 @@ from .media import Source
 # Images with other extensions become PNG.
 IMAGE_FILES = '.jpg', '.jpeg', '.png'
 VIDEO_FILE = '.mp4'
+MAX_SIDE = 16384  # pixels; x264 takes no more
+# What a name or a video does to itself, and not to the disk
+OWN_FAILURES = errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL
 
 
 class AnnotatedWriter:
@@ -25,22 +30,37 @@ class AnnotatedWriter:
     sound; frames whose longer side has more than ``max_side`` pixels are
     shrunk.
 
-    It is a context manager: a video is complete when it ends. OSError is
-    raised if the folder can't be written to, ValueError if it is in one of the
-    inputs, of which ``sources`` are all files, or has one.
+    It is a context manager: a video is complete when it ends.
+
+    Args:
+        out (str): The folder to write. Files of the same names are replaced.
+        inputs (Sequence): What was given: the paths in a folder stay.
+        sources (Sequence): All files of that.
+        max_side (int): Frames whose longer side has more pixels are shrunk to
+            that. Defaults to 16384, the most that can be written.
+
+    Attributes:
+        errors (list[str]): The images and videos that cannot be written, but
+            for the disk; they stop no other.
+
+    Raises:
+        OSError: If the folder can't be written to.
+        ValueError: If it is in one of the inputs, or has one.
     """
 
     def __init__(self,
                  out: str,
                  inputs: Sequence[Source],
                  sources: Sequence[Source],
-                 max_side: Optional[int] = None) -> None:
+                 max_side: int = MAX_SIDE) -> None:
         self.out = out
         self.max_side = max_side
         self.roots = [
             osp.abspath(item) for item in inputs
             if isinstance(item, str) and osp.isdir(item)
         ]
+        self.errors: List[str] = []
+        self.failed = False
         self.taken: Set[str] = set()
         self.number = 0
         self.video: Optional[VideoWriter] = None
@@ -71,24 +91,47 @@ class AnnotatedWriter:
         # Who interrupts a camera wants what there is.
         if kind is None or kind is KeyboardInterrupt:
             self._close_video()
-        elif self.video is not None:
-            self.video.abort()
-            os.remove(self.partial)
+        else:
+            self._drop_video()
 
     def write(self, image: InputImage, result: ImageResult) -> None:
-        """Draw the faces of an image or frame, and write it, or raise
-        OSError."""
+        """Draw the faces of an image or frame, and write it.
+
+        Args:
+            image (InputImage): The image.
+            result (ImageResult): Its faces.
+
+        Raises:
+            OSError: If the disk is full, or the like.
+        """
         if image.img is None:
             return
-        img = draw_faces(image.img, result.faces)
-        if image.frame is None:
+        if image.path != self.source or not image.frame:
             self._close_video()
-            path = self._path(image.path, None)
-            write_bytes(path, cv2.imencode(osp.splitext(path)[1], img)[1])
-        else:
-            if self.max_side:
-                img, _ = prepare_image(img, self.max_side)
-            self._write_frame(image, img)
+            self.source, self.failed = image.path, False
+        if self.failed:
+            return
+        with self._own_failure():
+            img = draw_faces(image.img, result.faces)
+            if image.frame is None:
+                path = self._path(image.path, None)
+                write_bytes(path, cv2.imencode(osp.splitext(path)[1], img)[1])
+            else:
+                self._write_frame(image, prepare_image(img, self.max_side)[0])
+
+    @contextmanager
+    def _own_failure(self) -> Iterator[None]:
+        """Keep what fails on one image or video from stopping others."""
+        try:
+            yield
+        except Exception as error:
+            self._drop_video()
+            if (isinstance(error, OSError)
+                    and error.errno not in OWN_FAILURES):
+                raise
+            self.failed = True
+            self.errors.append(f'{self.source or "An array"} cannot be '
+                               f'annotated: {describe(error)}')
 
     def _relative(self, source: str) -> str:
         """Get the place of a source in the new tree."""
@@ -115,10 +158,7 @@ class AnnotatedWriter:
         return path
 
     def _write_frame(self, image: InputImage, img: np.ndarray) -> None:
-        if (self.video is None or image.path != self.source
-                or image.frame == 0):
-            self._close_video()
-            self.source = image.path
+        if self.video is None:
             self.target = self._path(image.path, VIDEO_FILE)
             self.partial = partial_path(self.target)
             self.video = VideoWriter(self.partial, *img.shape[1::-1])
@@ -129,11 +169,20 @@ class AnnotatedWriter:
     def _close_video(self) -> None:
         if self.video is None:
             return
-        video, self.video = self.video, None
-        video.close()
-        if osp.isfile(self.source):
-            self._add_sound()
-        os.replace(self.partial, self.target)
+        with self._own_failure():
+            self.video.close()
+            if osp.isfile(self.source):
+                self._add_sound()
+            os.replace(self.partial, self.target)
+        self.video = None
+
+    def _drop_video(self) -> None:
+        if self.video is None:
+            return
+        self.video.abort()
+        self.video = None
+        with suppress(OSError):
+            os.remove(self.partial)
 
     def _add_sound(self) -> None:
         both = self.partial.replace('.partial', '.sound.partial')

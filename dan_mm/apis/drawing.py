@@ -118,6 +118,9 @@ _load_font = lru_cache(ImageFont.truetype)
 def _letters(path: str) -> frozenset:
     try:
         with TTFont(path, fontNumber=0, lazy=True) as font:
+            # Fonts of bitmaps, such as those of emoji, have one size.
+            if not {'CFF ', 'CFF2', 'glyf'} & set(font.keys()):
+                return frozenset()
             return frozenset(font.getBestCmap() or ())
     except Exception:
         # Fonts of the system may be of any kind.

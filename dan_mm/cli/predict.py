@@ -7,7 +7,6 @@ command could not begin or go on.
 """
 import argparse
 import csv
-import errno
 import json
 import os.path as osp
 import sys
@@ -118,17 +117,14 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
                                        output, stack)
             summary.add(result)
             for write in writers:
-                try:
-                    write(image, result)
-                except OSError as error:
-                    if error.errno != errno.ENAMETOOLONG:
-                        raise
-                    summary.errors.append(str(error))
+                write(image, result)
             # The frames of a video are known when it is open.
             if image.frame == 0 and image.frames and not endless:
                 total += image.frames - 1
                 progress.update(task, total=total)
             progress.advance(task)
+    if annotated:
+        summary.errors += annotated.errors
     output.flush()
     for line in summary.lines():
         print(printable(line), file=sys.stderr)

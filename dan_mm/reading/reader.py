@@ -23,6 +23,7 @@ MAX_MEMORY = 1_350_000_000  # bytes
 MAX_SECONDS = 15  # for an image or a frame
 # Images and videos that are decoded before they are asked for
 AHEAD = 1
+MAX_PATH = 4096  # characters; what is longer is no path on Linux
 # The path of this process is that of the other one.
 COMMAND = ('import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
            'from dan_mm.reading.reader import serve; serve()')
@@ -81,7 +82,10 @@ class MediaReader:
             InputImage: The images and frames. What can't be read has an
             error, and stops no other.
         """
-        jobs = [('read', path, is_video) for path, is_video in files]
+        # Two long jobs and their answers would fill the pipes, and both
+        # processes would wait.
+        jobs = [('read', path[:MAX_PATH + 1], is_video)
+                for path, is_video in files]
         last = None
         for job, item in self._run(jobs):
             _, path, is_video = job
@@ -149,7 +153,8 @@ class MediaReader:
             with suppress(IndexError):  # another thread was faster
                 process = self._idle.pop()
                 # A fork has the pipes of its parent.
-                if process.owner == os.getpid():
+                if (process.owner == os.getpid()
+                        and process.process.poll() is None):
                     return process
         return _Process()
 
@@ -170,13 +175,26 @@ class _Process:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [get_executable(), '-I', '-c', COMMAND,
-             json.dumps(sys.path)],
+            [
+                get_executable(),
+                '-I',
+                '-X',
+                f'utf8={sys.flags.utf8_mode}',
+                '-c',
+                COMMAND,
+                # Python skips paths of other types.
+                json.dumps(
+                    [path for path in sys.path if isinstance(path, str)])
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # Threads of OpenBLAS take memory.
-            env=dict(os.environ, OPENBLAS_NUM_THREADS='1'))
+            # Threads of OpenBLAS take memory, and so do large blocks that the
+            # C library keeps, which the next image would lack.
+            env=dict(
+                os.environ,
+                OPENBLAS_NUM_THREADS='1',
+                MALLOC_MMAP_THRESHOLD_=str(2**20)))
 
     def submit(self, job: tuple) -> None:
         self.jobs.append(job)
@@ -249,6 +267,10 @@ def serve() -> None:
 
     # Ctrl-C goes to all processes of a terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The process that started this one may ignore or block it.
+    if hasattr(signal, 'SIGALRM'):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     replies = os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1)  # whatever a library prints
     _limit_memory()
@@ -297,5 +319,8 @@ def _limit_memory() -> None:
             int(line.split()[1]) for line in file
             if line.startswith('VmData'))  # kB
     limit = 1024 * used + MAX_MEMORY
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

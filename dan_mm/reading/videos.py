@@ -29,6 +29,7 @@ CODECS = 'libx264', 'mpeg4'
 # Sound that players take in MP4
 SOUND = 'aac', 'ac3', 'alac', 'eac3', 'flac', 'mp3', 'opus'
 TIME_BASE = Fraction(1, 90000)  # of MPEG
+MAX_GAP = 2**31 - 1  # of these between frames of an MP4: 6 hours
 NOT_OPENED = ('The video {} cannot be opened, expected a complete file in a '
               'common format. Convert it, for example with `ffmpeg -i {} '
               'new.mp4`.')
@@ -187,7 +188,9 @@ class VideoWriter:
         self.stream.pix_fmt = 'yuv420p'
         self.stream.codec_context.time_base = TIME_BASE
         if name == 'libx264':
-            self.stream.options = dict(preset='veryfast', crf='20', bf='0')
+            # Without looking ahead, it keeps few frames in memory.
+            self.stream.options = dict(
+                preset='veryfast', tune='zerolatency', crf='20', bf='0')
         self.pts, self.duration = -1, None
 
     def write(self,
@@ -199,14 +202,15 @@ class VideoWriter:
         Args:
             img (ndarray): BGR, uint8 of shape ``(height, width, 3)``.
             time (float): Its time in seconds, later than that of the one
-                before.
+                before, by at most 6 hours; others are changed to that.
             duration (float, optional): How long it is shown if it is the last
                 one, in seconds. Defaults to None, as long as the one before.
         """
         width, height = self.size
         img = np.pad(img, ((0, height % 2), (0, width % 2), (0, 0)), 'edge')
         frame = av.VideoFrame.from_ndarray(img, 'bgr24')
-        self.pts = max(round(time / TIME_BASE), self.pts + 1)
+        self.pts = min(
+            max(round(time / TIME_BASE), self.pts + 1), self.pts + MAX_GAP)
         self.duration = duration
         frame.pts, frame.time_base = self.pts, TIME_BASE
         self._mux(frame)
@@ -214,7 +218,8 @@ class VideoWriter:
     def _mux(self, frame: Optional[av.VideoFrame]) -> None:
         for packet in self.stream.encode(frame):
             if frame is None and packet.pts == self.pts and self.duration:
-                packet.duration = round(self.duration / packet.time_base)
+                packet.duration = min(
+                    round(self.duration / packet.time_base), MAX_GAP)
             self.container.mux(packet)
 
     def close(self) -> None:

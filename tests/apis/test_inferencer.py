@@ -4,6 +4,7 @@ that finds what it is told; tests/detection has the real ones."""
 import json
 import os
 import shutil
+import time
 import tracemalloc
 import warnings
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, draw_face, is_crop
+from fontTools.fontBuilder import FontBuilder
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from dan_mm.apis import FERInferencer, draw_faces, inferencer
+from dan_mm.apis import FERInferencer, draw_faces, drawing, inferencer
 from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.datasets import AlignFace, FERPlus, align_face
 from dan_mm.reading import InputImage, MediaReader
@@ -435,3 +437,29 @@ def test_draw_faces(fer, image_of):
     assert draw_faces(image, [face]).shape == image.shape
     face.bbox = None
     assert (draw_faces(image, [face]) == image).all()
+
+
+def test_draw_many_faces():
+    """As many as the detector gives at most."""
+    rng = np.random.default_rng(0)
+    faces = []
+    for left, top in rng.uniform(0, 1500, (750, 2)):
+        box = np.array([left, top, left + 20, top + 20], np.float32)
+        faces.append(inferencer.FaceResult({'neutral': 1.}, box))
+    start = time.process_time()
+    draw_faces(np.zeros((1500, 1500, 3), np.uint8), faces)
+    assert time.process_time() - start < 5
+
+
+def test_fonts_of_bitmaps_are_not_taken(tmp_path, monkeypatch):
+    """They have one size, as those of emoji do."""
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder(['.notdef', 'sick'])
+    builder.setupCharacterMap({0x1f92e: 'sick'})
+    builder.setupNameTable({})
+    builder.save(tmp_path / 'emoji.ttf')
+    monkeypatch.setattr(drawing, '_font_files',
+                        lambda: iter([str(tmp_path / 'emoji.ttf')]))
+    drawing.find_font.cache_clear()
+    assert drawing.find_font('\U0001f92e') == ''
+    drawing.find_font.cache_clear()

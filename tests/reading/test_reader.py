@@ -1,13 +1,16 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """Files are read in another process, which has limits."""
 import os
+import pathlib
 import signal
+import subprocess
 import sys
 import threading
 from itertools import islice
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from dan_mm.reading import MediaReader, reader
@@ -119,6 +122,64 @@ def test_an_image_that_takes_too_much_memory_loses_no_other(
     items = list(MediaReader().read(files))
     assert 'takes too much memory' in items.pop(2).error
     assert sizes(items) == [1, 2, 4, 5, 6, 7, 8]
+
+
+def test_a_process_that_is_killed_between_files_loses_none(files):
+    media = MediaReader()
+    list(media.read(files))
+    [process] = media._idle
+    process.process.kill()
+    process.process.wait()
+    assert sizes(media.read(files)) == list(range(1, 9))
+
+
+def test_long_paths_fill_no_pipe(files):
+    paths = [(letter * 120_000, False) for letter in 'xy\U0001f600']
+    items = list(MediaReader().read([*paths, *files]))
+    assert all(item.error for item in items[:3])
+    assert sizes(items[3:]) == list(range(1, 9))
+
+
+SIGNALS = '''
+import signal, sys
+signal.{change}
+from dan_mm.reading import MediaReader, reader
+reader.COMMAND = {command!r}
+[item] = MediaReader().read([({path!r}, False)])
+assert 'takes more than' in item.error, item.error
+'''
+
+
+@pytest.mark.skipif(not hasattr(signal, 'alarm'), reason='needs POSIX')
+@pytest.mark.parametrize('change', [
+    'signal(signal.SIGALRM, signal.SIG_IGN)',
+    'pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])'
+])
+def test_time_is_bounded_where_the_alarm_is_ignored(files, change):
+    """Processes inherit which signals are ignored or blocked."""
+    command = serve('import time; reader.MAX_SECONDS = 1; '
+                    'reader.read_image = lambda path: time.sleep(5)')
+    code = SIGNALS.format(change=change, command=command, path=files[0][0])
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def test_other_paths_of_modules(files, monkeypatch):
+    """Python skips those that are no text."""
+    monkeypatch.setattr(sys, 'path', [pathlib.Path('/'), *sys.path])
+    assert sizes(MediaReader().read(files)) == list(range(1, 9))
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs Linux')
+def test_an_image_leaves_its_memory_to_the_next_one(files, monkeypatch):
+    """The C library keeps freed blocks below those that are in use."""
+    keep = ('kept = []; read = reader.read_image; '
+            'leave = lambda: kept.extend([small for _, small in ['
+            '(bytearray(2**24), bytes(2**16)) for _ in range(20)]]); '
+            'used = lambda: int(open("/proc/self/statm").read().split()[1]); '
+            'reader.read_image = lambda path: (len(bytearray(31 * 2**20)), '
+            'leave(), 1 // (used() < 50_000), read(path))[-1]')
+    monkeypatch.setattr(reader, 'COMMAND', serve(keep))
+    assert sizes(MediaReader().read(files)) == list(range(1, 9))
 
 
 def test_a_decoder_that_crashes_loses_no_other(files, monkeypatch):

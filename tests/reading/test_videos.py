@@ -212,6 +212,19 @@ def test_odd_sizes(tmp_path):
     assert np.abs(next(read_video(path)).img.astype(int) - 200).max() < 5
 
 
+def test_times_that_no_video_has(tmp_path):
+    """MP4 has 32 bits for the time between two frames."""
+    path = str(tmp_path / 'a.mp4')
+    writer = VideoWriter(path, 32, 32)
+    times = [0, 2**31, 2**40, 5, 2**40, 2**62]
+    for time in times:
+        writer.write(np.zeros((32, 32, 3), np.uint8), time, 2.**40)
+    writer.close()
+    found = [item.time for item in read_video(path)]
+    assert len(found) == len(times)
+    assert (np.diff(found) > 0).all() and np.diff(found).max() < 7 * 3600
+
+
 @pytest.mark.parametrize('name, codec, sound, copied', [
     ('a.mp4', 'libx264', 'aac', 'aac'),
     ('a.mkv', 'libx264', 'flac', 'flac'),

@@ -8,10 +8,12 @@ import random
 import runpy
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from dan_mm.cli import test as test_cli
 from dan_mm.evaluation import AtomicDumpResults
 from dan_mm.files import (atomic_write, from_cell, lock_folder, open_result,
                           to_cell)
+from dan_mm.reading import VideoWriter
 
 
 def stub(images):
@@ -309,6 +312,75 @@ def test_an_interrupt_while_arguments_are_parsed(run, monkeypatch):
 def rows_of(path):
     with open(path, newline='') as file:
         return sorted(map(tuple, csv.reader(file)))
+
+
+def test_a_name_that_is_too_long_stops_no_other(run, images, tmp_path):
+    """255 bytes with its extension, but not with another one."""
+    cv2.imwrite(str(tmp_path / 'x.bmp'), draw_face(0, 80))
+    os.rename(tmp_path / 'x.bmp', images / ('a' * 251 + '.bmp'))
+    for options in [], ['--faces', 'all']:
+        out = tmp_path / f'out{len(options)}'
+        status, error = run('align', images, out, *options)
+        assert status == 1, error
+        found = [row[1] for row in rows_of(out / 'faces.csv')]
+        assert sorted(found) == [*['aligned'] * 4, 'broken', 'status']
+
+
+def write_frames(path, width, height, scale=1, rate=25):
+    """Write a raw video, each frame of `scale / rate` seconds."""
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('rawvideo', rate=25)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = 'bgr24'
+        for i in range(4):
+            img = np.full((height, width, 3), 60 * i, np.uint8)
+            frame = av.VideoFrame.from_ndarray(img, 'bgr24')
+            container.mux(stream.encode(frame))
+    content = bytearray(path.read_bytes())
+    place = content.index(b'strh') + 28
+    content[place:place + 8] = struct.pack('<2I', scale, rate)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('video', [
+    dict(width=20000, height=4),
+    dict(width=4, height=20000),
+    dict(width=1, height=1),
+    dict(width=32, height=32, scale=2**32 - 1, rate=1),
+])
+def test_odd_videos_are_annotated(run, tmp_path, video):
+    write_frames(tmp_path / 'a.avi', **video)
+    out = tmp_path / 'out'
+    status, error = run('predict', tmp_path / 'a.avi', '--aligned', '--out',
+                        out)
+    # Such a strip is no face, which is another error.
+    assert (status, 'ratio' in error) in ((0, False), (1, True)), error
+    with av.open(str(out / 'a.mp4')) as container:
+        [stream] = container.streams
+        assert len(list(container.decode(stream))) == 4
+
+
+@pytest.mark.parametrize(
+    'fault', ['VideoWriter.write', 'VideoWriter.close', 'long name'])
+def test_a_video_that_cannot_be_annotated_stops_no_other(
+        run, images, tmp_path, monkeypatch, fault):
+    write_frames(tmp_path / 'a.avi', 32, 32)
+    name = 'a' * (252 if fault == 'long name' else 1) + '.ts'
+    os.rename(tmp_path / 'a.avi', images / name)
+    if fault.startswith('VideoWriter'):
+
+        def fail(*_):
+            raise av.error.ExternalError(1, 'no such frame')
+
+        monkeypatch.setattr(VideoWriter, fault.split('.')[1], fail)
+    table, out = tmp_path / 'x.csv', tmp_path / 'out'
+    status, error = run('predict', images / name, images, '--aligned', '--out',
+                        out, '--csv', table)
+    assert status == 1 and 'cannot be annotated' in error
+    assert sorted(path.name for path in out.rglob('*.*')) == [
+        f'{i}.png' for i in range(4)
+    ]
+    assert len(rows_of(table)) == 1 + 2 * 4 + 4
 
 
 def test_two_aligns_into_one_folder(run, images, tmp_path):
