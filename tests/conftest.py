@@ -1,5 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import csv
+import gc
 import os
 import os.path as osp
 import shutil
@@ -21,6 +22,19 @@ ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 SHARED = osp.join(osp.dirname(ROOT), 'shared')
 
 dan_mm.register_all_modules(init_default_scope=False)
+
+
+def pytest_collection_finish():
+    """MMEngine collects garbage for each dataset: half a second, if it looks
+    at all that was imported."""
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """The tests of a file share a process, and its fixtures."""
+    from xdist.scheduler import LoadFileScheduling
+    return LoadFileScheduling(config, log)
 
 
 def shared(*parts: str) -> str:
