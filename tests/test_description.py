@@ -123,7 +123,9 @@ def test_everything_else_is_refused(place, value):
 
 @pytest.mark.parametrize('model,pipeline', [(None, PIPELINE), (MODEL, None),
                                             ([], PIPELINE), (MODEL, {}),
-                                            ({}, PIPELINE)])
+                                            ({}, PIPELINE),
+                                            (ALIASES, PIPELINE),
+                                            (MODEL, ALIASES)])
 def test_none(model, pipeline):
     with pytest.raises(ValueError, match='a.pth cannot be used'):
         check_description(model, pipeline, 'a.pth')

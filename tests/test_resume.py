@@ -4,16 +4,17 @@ import errno
 import os
 import os.path as osp
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
+from processes import start, wait
 from tiny_training import assert_same, config, load
 
+import dan_mm
 from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.engine import CheckpointFitHook
 from dan_mm.engine.checkpoint_hook import AtomicLocalBackend
@@ -28,63 +29,46 @@ def one_thread():
     torch.set_num_threads(number)
 
 
-# Runs in a process of its own, which kills itself.
-DRIVER = '''
-import os, signal, sys
-import torch
-from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
-import dan_mm
-from dan_mm.engine.checkpoint_hook import AtomicLocalBackend
+def kill_at(moment, at):
+    """Kill this process at a moment of a training."""
+    put = AtomicLocalBackend.put
 
-path, moment, at = sys.argv[1:]
+    def kill():
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-class Kill(Hook):
-    def after_train_iter(self, runner, batch_idx, **kwargs):
-        if moment == 'iter' and runner.iter == int(at):
-            kill()
-    def after_val_iter(self, runner, batch_idx, **kwargs):
-        if moment == 'val' and runner.epoch == int(at):
+    def put_half(self, obj, filepath):
+        if moment == 'write' and osp.basename(filepath).startswith(at):
+            with open(f'{filepath}.partial', 'wb') as file:
+                file.write(obj[:len(obj) // 2])
+                file.flush()
+                kill()
+        put(self, obj, filepath)
+        if moment == 'written' and osp.basename(filepath).startswith(at):
             kill()
 
-put = AtomicLocalBackend.put
+    class Kill(Hook):
 
-def put_half(self, obj, filepath):
-    if moment == 'write' and os.path.basename(filepath).startswith(at):
-        with open(f'{filepath}.partial', 'wb') as file:
-            file.write(obj[:len(obj) // 2])
-            file.flush()
-            kill()
-    put(self, obj, filepath)
-    if moment == 'written' and os.path.basename(filepath).startswith(at):
-        kill()
+        def after_train_iter(self, runner, batch_idx, **kwargs):
+            if moment == 'iter' and runner.iter == at:
+                kill()
 
-AtomicLocalBackend.put = put_half
-torch.set_num_threads(1)
-dan_mm.register_all_modules()
-cfg = Config.fromfile(path)
-cfg.resume = True
-runner = Runner.from_cfg(cfg)
-runner.register_hook(Kill(), 'VERY_LOW')
-runner.train()
-'''
+        def after_val_iter(self, runner, batch_idx, **kwargs):
+            if moment == 'val' and runner.epoch == at:
+                kill()
+
+    AtomicLocalBackend.put = put_half
+    return Kill()
 
 
-def train_until(path, moment='never', at=''):
-    process = subprocess.run(
-        [sys.executable, '-c', DRIVER,
-         str(path), moment,
-         str(at)],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT)
-    expected = 0 if moment == 'never' else -signal.SIGKILL
-    assert process.returncode == expected, process.stdout
-    return process.stdout
+def train(path, moment=None, at=None):
+    """Train in a process of its own."""
+    torch.set_num_threads(1)
+    dan_mm.register_all_modules()
+    cfg = Config.fromfile(path)
+    cfg.resume = True
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(kill_at(moment, at), 'VERY_LOW')
+    runner.train()
 
 
 @pytest.mark.slow
@@ -101,7 +85,7 @@ def test_killed_training_ends_with_the_same_bits(ferplus_root, tmp_path):
             train_dataloader__persistent_workers=True,
             default_hooks__checkpoint__max_keep_ckpts=1).dump(
                 tmp_path / f'{work_dir.name}.py')
-    train_until(tmp_path / 'one.py')
+    assert wait(start(train, tmp_path / 'one.py')) == 0
     rng = np.random.default_rng()
     moments = [
         ('write', 'epoch_1'),
@@ -112,12 +96,14 @@ def test_killed_training_ends_with_the_same_bits(ferplus_root, tmp_path):
     ]
     epochs = []
     for moment, at in moments:
-        train_until(tmp_path / 'other.py', moment, at)
+        process = start(train, tmp_path / 'other.py', moment, at)
+        assert wait(process) == -signal.SIGKILL
         last = find_latest_checkpoint(str(other))
         epochs.append(load(last)['meta']['epoch'] if last else 0)
     assert epochs == [0, 1, 1, 1, 2], moments
-    output = train_until(tmp_path / 'other.py')
-    assert 'resumed epoch: 2' in output
+    process = start(train, tmp_path / 'other.py', log=tmp_path / 'log')
+    assert wait(process) == 0
+    assert 'resumed epoch: 2' in (tmp_path / 'log').read_text()
     assert sorted(
         file for file in os.listdir(other)
         if file.endswith(('.pth', '.partial'))) == sorted(

@@ -4,15 +4,12 @@ import csv
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, is_crop
@@ -288,14 +285,6 @@ def test_the_shipped_model(astronaut, face_detector, capsys):
     assert error.splitlines()[-1] == '1 image, 1 face: happiness 1'
 
 
-@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
-def test_a_full_disk(predict, tree):
-    """A sentence, and no traceback."""
-    for option in '--json', '--csv':
-        code, _, error = predict(tree, option, '/dev/full')
-        assert code == 2 and 'disk is full' in error
-
-
 def test_a_full_disk_for_images(predict, tree, tmp_path, monkeypatch):
     """What was written stays, and nothing is half there."""
     out = tmp_path / 'out'
@@ -314,36 +303,6 @@ def test_a_full_disk_for_images(predict, tree, tmp_path, monkeypatch):
     assert not lines.exists()
     partial = (tmp_path / 'lines.partial').read_text()
     assert len(partial.splitlines()) >= 6
-
-
-@pytest.mark.slow
-def test_interrupted(work_dir, tmp_path):
-    """The results that there are stay."""
-    for i in range(100):
-        cv2.imwrite(str(tmp_path / f'{i:03d}.png'), np.zeros((200, 200, 3)))
-    folders = [tmp_path] * 200
-    lines = tmp_path / 'lines.partial'
-    process = subprocess.Popen(
-        [
-            sys.executable, '-m', 'dan_mm', 'predict', *folders, '--model',
-            work_dir, '--aligned', '--json', tmp_path / 'lines', '--device',
-            'cpu'
-        ],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        # What a shell starts in the background ignores Ctrl-C, and so would
-        # all that the tests start there.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    while process.poll() is None and not (lines.exists()
-                                          and lines.stat().st_size):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, error
-    assert 'Interrupted' in error and 'Traceback' not in error
-    results = list(map(json.loads, lines.read_text().splitlines()))
-    assert 0 < len(results) < 20000
 
 
 def test_a_warning_is_a_line(tree, work_dir, monkeypatch, capfd):

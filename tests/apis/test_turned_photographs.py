@@ -26,36 +26,22 @@ def turn(img, turns):
     return np.ascontiguousarray(np.rot90(img, turns))
 
 
-@pytest.mark.parametrize('step', [
-    6,
-    pytest.param(1, marks=pytest.mark.slow),
-])
-def test_turned_portraits_give_the_crops_of_the_upright_ones(detector, step):
-    """The same pixels, so that any classifier gives the same answer; `pytest
-    -s` prints the rates."""
-    images = portraits(step)
-    right = []
-    for img in images:
+def test_turned_portraits_give_the_crops_of_the_upright_ones(detector):
+    """The same pixels, so that any classifier gives the same answer."""
+    for img in portraits(12):
         [[face]] = find_faces(detector, [img])
         assert face.landmarks_plausible
         expected = align_face(img, face.keypoints).astype(int)
-        row = []
         for turns in (1, 2, 3):
             turned = turn(img, turns)
             found = find_faces(detector, [turned])[0]
-            crops = [align_face(turned, other.keypoints) for other in found]
-            row.append(
-                len(crops) == 1 and np.abs(crops[0] - expected).mean() < 1)
-        right.append(row)
-    rates = np.mean(right, axis=0)
-    print(f'{len(images)} portraits turned by 90, 180 and 270 degrees, same '
-          f'crop as upright: {", ".join(f"{rate:.1%}" for rate in rates)}')
-    assert (rates >= 0.98).all()
+            [crop] = [align_face(turned, other.keypoints) for other in found]
+            assert np.abs(crop - expected).mean() < 1
 
 
 @pytest.mark.parametrize('angle', [-30, -15, 15, 30])
 def test_leaning_portraits_are_left_alone(detector, angle):
-    for img in portraits(12):
+    for img in portraits(30):
         height, width = img.shape[:2]
         matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 0.7)
         leaning = cv2.warpAffine(
@@ -72,7 +58,7 @@ def test_portraits_that_lie_at_any_angle(detector):
     height, width = img.shape[:2]
     [[face]] = detector([img])
     eyes = 0.7 * np.linalg.norm(face.keypoints[0] - face.keypoints[1])
-    for angle in range(45, 316, 15):
+    for angle in range(45, 316, 45):
         matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 0.7)
         turned = cv2.warpAffine(
             img, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)

@@ -94,23 +94,6 @@ def test_values():
     assert evaluate(sample, iou_thr=0.51)[:2] == [0, 1]
 
 
-def test_a_face_is_found_once():
-    near = (11, 10, 31, 40)
-    # The better score comes second.
-    sample = data_sample([(near, 0.7, MARKS + 50), (BOX, 0.8, MARKS + (1, 0))],
-                         [face(BOX, MARKS)])
-    empty = data_sample([], [])
-    assert evaluate(sample, empty) == pytest.approx([1, 1 / 2, 0.1])
-
-
-def test_a_taken_face_leaves_the_next():
-    near = (13, 10, 33, 40)
-    sample = data_sample(
-        [(BOX, 0.9, MARKS), (BOX, 0.8, MARKS)],
-        [face(BOX, MARKS), face(near, MARKS + (3, 0))])
-    assert evaluate(sample) == pytest.approx([1, 0, 0.15])
-
-
 def test_nothing_found():
     found, false, error = evaluate(data_sample([], [face(BOX, MARKS)]))
     assert (found, false) == (0, 0) and np.isnan(error)
@@ -134,13 +117,6 @@ def test_ignored_faces_count_neither_for_nor_against():
                          [face(BOX, MARKS, ignore=1)])
     found, false, error = evaluate(sample)
     assert np.isnan(found) and false == 0 and np.isnan(error)
-
-
-def test_predictions_need_the_faces():
-    sample = data_sample([], [])
-    del sample['instances']
-    with pytest.raises(KeyError, match='Found .*expected `instances`'):
-        evaluate(sample)
 
 
 def plain_evaluation(samples):

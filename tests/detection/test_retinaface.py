@@ -1,8 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import json
 import runpy
-import subprocess
-import sys
 from copy import deepcopy
 
 import cv2
@@ -294,20 +292,6 @@ def test_trains_after_inference_mode():
 # ------------------------------------------------------------ inference
 
 
-def test_anchors_are_made_once_for_a_size(monkeypatch):
-    head = build().bbox_head
-    made = []
-    grid_priors = head.prior_generator.grid_priors
-    monkeypatch.setattr(
-        head.prior_generator, 'grid_priors',
-        lambda sizes, **kwargs: made.append(sizes) or grid_priors(
-            sizes, **kwargs))
-    for size in 8, 8, 16, 16:
-        maps = [torch.zeros(1, 1, size // n, size // n) for n in (1, 2, 4)]
-        assert len(head._get_priors(maps)[0]) == 2 * size**2
-    assert len(made) == 2
-
-
 def test_keeps_the_best_before_suppression():
     torch.manual_seed(0)
     head = build().bbox_head
@@ -377,21 +361,6 @@ def faces_of(detector, img):
     return instances[instances.scores > 0.5]
 
 
-@pytest.mark.parametrize(
-    'img', [
-        np.zeros((64, 48, 3), np.uint8),
-        np.full((333, 100, 3), 255, np.uint8),
-        np.full((1, 1, 3), 7, np.uint8),
-        np.full((1, 700, 3), 7, np.uint8),
-        np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8),
-    ],
-    ids=['black', 'white', 'pixel', 'line', 'noise'])
-def test_no_face(detector, img):
-    faces = faces_of(detector, img)
-    assert len(faces) == 0
-    assert faces.bboxes.shape == (0, 4) and faces.keypoints.shape == (0, 5, 2)
-
-
 def test_grey_and_transparent_images(detector):
     img = cv2.imread(shared('data', 'faces_london', '001_neutral.jpg'))
     grey = cv2.cvtColor(img, cv2.COLOR_BGR2GRAY)
@@ -426,20 +395,6 @@ def test_a_face_that_the_border_cuts(detector):
     assert cut.bboxes[0, 0] < 0 and cut.keypoints[0, 0, 0] < 10
     shift = torch.tensor([300, 0])
     assert (cut.keypoints[0] + shift - whole.keypoints).abs().max() < 40
-
-
-@pytest.mark.slow
-def test_a_very_large_image(detector):
-    face = cv2.imread(shared('data', 'faces_london', '001_neutral.jpg'))
-    img = np.full((9000, 12000, 3), 127, np.uint8)
-    img[3000:6200, 4000:7200] = cv2.resize(face, (3200, 3200))
-    sample = inference_detector(detector, img)
-    assert sample.img_shape == (3072, 4096)
-    instances = sample.pred_instances
-    assert instances.scores[0] > 0.9
-    whole = faces_of(detector, face)[0]
-    expected = whole.keypoints[0] * 5 + torch.tensor([4000, 3000])
-    assert (instances.keypoints[0] - expected).abs().max() < 100
 
 
 # ------------------------------------------- augmentation, visualization
@@ -591,34 +546,6 @@ def test_benchmark_compares_equal_detectors(original, tmp_path, capsys):
     ])
     torch.set_num_threads(threads)
     assert 'face.png, 250x350: original ' in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_says_what_to_install():
-    code = """
-import sys
-import dan_mm
-for missing in 'mmdet', 'mmcv._ext':
-    module = sys.modules.pop(missing, None)
-    sys.modules[missing] = None
-    try:
-        import dan_mm.detection
-    except ImportError as error:
-        print('Refused:', error)
-    del sys.modules[missing]
-    if module:
-        sys.modules[missing] = module
-"""
-    output = subprocess.run([sys.executable, '-c', code],
-                            cwd=ROOT,
-                            text=True,
-                            check=True,
-                            stdout=subprocess.PIPE).stdout
-    refused = [line for line in output.splitlines() if 'Refused' in line]
-    assert len(refused) == 2
-    for line, missing in zip(refused, ('mmdet', 'mmcv._ext')):
-        assert f'found that `import {missing}` fails, expected' in line
-        assert '`make env`' in line and '`pip install' in line
 
 
 def test_rejects_unknown_stages():

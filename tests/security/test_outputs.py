@@ -20,6 +20,7 @@ import pytest
 import torch
 import torchvision
 from conftest import ROOT, draw_face, shared
+from processes import start, wait
 
 from dan_mm import cli
 from dan_mm.apis import align_tree
@@ -401,21 +402,15 @@ def test_two_aligns_into_one_folder(run, images, tmp_path):
     assert len(rows_of(out / 'faces.csv')) == 5
 
 
-ALIGN = '''
-import sys, time
-sys.path[:0] = {paths!r}
-from test_outputs import stub
-from dan_mm import cli
-from dan_mm.apis import align_tree
+def align(src, dst):
 
-def slow(images):
-    time.sleep(0.02)
-    return stub(images)
+    def slow(images):
+        time.sleep(0.02)
+        return stub(images)
 
-align_tree.build_detector = lambda _: slow
-print('ready', flush=True)
-sys.exit(cli.main(['align', {src!r}, {dst!r}, '--batch-size', '1']))
-'''
+    align_tree.build_detector = lambda _: slow
+    print('ready', flush=True)
+    return cli.main(['align', src, dst, '--batch-size', '1'])
 
 
 @pytest.mark.slow
@@ -425,29 +420,25 @@ def test_killed_aligns_resume(images, tmp_path):
         shutil.copy(images / '0.png', images / f'{i}.png')
     rng = random.Random(0)
 
-    def start(dst):
-        code = ALIGN.format(
-            paths=[ROOT, f'{ROOT}/tests', f'{ROOT}/tests/security'],
-            src=str(images),
-            dst=str(dst))
-        process = subprocess.Popen([sys.executable, '-c', code],
-                                   cwd=ROOT,
-                                   text=True,
-                                   stdout=subprocess.PIPE,
-                                   stderr=subprocess.DEVNULL)
-        assert 'ready\n' in iter(process.stdout.readline, '')
+    def run(name):
+        log = tmp_path / 'log'
+        log.write_text('')
+        process = start(align, str(images), str(tmp_path / name), log=log)
+        while 'ready' not in log.read_text():
+            assert process.is_alive()
+            time.sleep(0.01)
         return process
 
-    assert start(tmp_path / 'whole').wait() == 0
+    assert wait(run('whole')) == 0
     killed = 0
     for kind in signal.SIGKILL, signal.SIGTERM, signal.SIGINT:
-        for _ in range(3):
-            process = start(tmp_path / 'killed')
+        for _ in range(2):
+            process = run('killed')
             time.sleep(rng.uniform(0, 0.5))
-            process.send_signal(kind)
-            killed += process.wait() != 0
+            os.kill(process.pid, kind)
+            killed += wait(process) != 0
     assert killed >= 3
-    assert start(tmp_path / 'killed').wait() == 0
+    assert wait(run('killed')) == 0
     assert rows_of(tmp_path / 'killed/faces.csv') == rows_of(tmp_path /
                                                              'whole/faces.csv')
     for name in '0.png', 'sub/1.png', '39.png':

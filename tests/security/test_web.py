@@ -18,10 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, draw_face
 
-from dan_mm import cli
 
 pytest.importorskip('gradio', reason="needs gradio: pip install -e '.[web]'")
 
@@ -471,36 +469,3 @@ def test_it_ends_on_signals(tmp_path, number, busy):
         assert time.monotonic() - start < 2
         # What was uploaded is gone.
         assert not list(server.temp.iterdir())
-
-
-@pytest.mark.parametrize('content', [
-    b'', b'no checkpoint', [], [1], {}, None, 5,
-    dict(state_dict=None),
-    dict(state_dict=[]),
-    dict(state_dict={}),
-    dict(state_dict=dict(a=1)),
-    dict(state_dict={'a': torch.zeros(1)}),
-    dict(state_dict={'a': torch.zeros(1)}, meta=[]),
-    dict(state_dict={'a': torch.zeros(1)}, meta=dict(model=5)),
-    dict(state_dict={'a': torch.zeros(1)}, meta=dict(model=dict(type='A'))),
-    dict(
-        state_dict={'a': torch.zeros(1)},
-        meta=dict(model=dict(), dataset_meta=5, test_pipeline=5))
-])
-def test_malformed_checkpoints(tmp_path, monkeypatch, capsys, content):
-    # What is of the process stays as it was.
-    monkeypatch.setattr(cli.web.signal, 'signal', lambda *_: None)
-    monkeypatch.setenv('GRADIO_TEMP_DIR', '')
-    path = tmp_path / 'malformed.pth'
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
-    status, error = None, ''
-    try:
-        status = cli.main(['web', str(path)])
-    except SystemExit as exit:
-        status, error = exit.code, str(exit)
-    error += capsys.readouterr().err
-    assert status and 'malformed.pth' in error and 'Traceback' not in error
-    assert len(error.strip().splitlines()) == 1
