@@ -5,13 +5,15 @@ import multiprocessing
 import os
 import runpy
 import sys
+import tempfile
 
 CONTEXT = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload(['mmpretrain.apis', 'dan_mm.apis'])
+CONTEXT.set_forkserver_preload(['dan_mm.apis', 'gradio', 'mmpretrain.apis'])
 
 
 def run(path, name, args, log, env):
     os.environ.update(env)
+    tempfile.tempdir = None  # That of the environment
     file = open(log, 'w', 1)
     for stream in sys.stdout, sys.stderr:
         os.dup2(file.fileno(), stream.fileno())

@@ -9,8 +9,6 @@ import os.path as osp
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,7 +17,11 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, draw_face
+from processes import start
 
+from dan_mm import apis, cli
+from dan_mm.apis.media import read
+from dan_mm.reading import MediaReader
 
 pytest.importorskip('gradio', reason="needs gradio: pip install -e '.[web]'")
 
@@ -37,6 +39,44 @@ def sleepy_image():
     return cv2.imencode('.png', np.zeros((10, 10), np.uint8))[1].tobytes()
 
 
+class Model:
+    """A model that is none: it sees a face in every image. It takes a minute
+    for one of 10x10 pixels, and half a second for each frame of a video of
+    32x32."""
+    about = 'Trained on nothing.'
+    synthetic = False
+
+    def __init__(self, *args, **kwargs):
+        """Takes anything."""
+
+    def __call__(self, img, **kwargs):
+        height, width = img.shape[:2]
+        if (height, width) == (10, 10):
+            time.sleep(60)
+        face = apis.FaceResult(
+            dict(anger=0.1, happiness=0.9),
+            bbox=np.float32([0, 0, width, height]),
+            crop=img)
+        return [apis.ImageResult(faces=[face])]
+
+    def stream_images(self, path, smoothing):
+        for image in read([path], MediaReader()):
+            if image.img is None:
+                yield image, apis.ImageResult(error=image.error)
+                continue
+            if image.img.shape[:2] == (32, 32):
+                time.sleep(0.5)
+            [result] = self(image.img)
+            result.faces[0].track = 0
+            result.frame, result.time = image.frame, image.time
+            yield image, result
+
+
+def serve(options):
+    apis.FERInferencer = Model
+    return cli.main(['web', 'model', *options])
+
+
 class Server:
     """The page, in a process of its own."""
 
@@ -45,20 +85,12 @@ class Server:
         self.temp = folder / 'temp'
         self.temp.mkdir()
         log = folder / 'log'
-        with log.open('w') as file:
-            self.process = subprocess.Popen([
-                sys.executable,
-                osp.join(osp.dirname(__file__), 'web_server.py'), *options
-            ],
-                                            env=dict(
-                                                os.environ,
-                                                PYTHONPATH=ROOT,
-                                                TMPDIR=str(self.temp)),
-                                            stdout=file,
-                                            stderr=file)
+        log.touch()
+        self.process = start(
+            serve, options, log=log, TMPDIR=str(self.temp))
         until = time.monotonic() + 120
         while not (url := re.search(r'http://\S+:(\d+)/', log.read_text())):
-            assert self.process.poll() is None, log.read_text()
+            assert self.process.is_alive(), log.read_text()
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.1)
         self.port = int(url[1])
@@ -145,7 +177,7 @@ class Server:
 
     def __exit__(self, *_):
         self.process.kill()
-        self.process.wait()
+        self.process.join()
 
 
 @pytest.fixture(scope='module')
@@ -387,9 +419,9 @@ def test_a_slow_request_blocks_no_other(server):
     for i in range(2):
         path = server.upload(sleepy_image(), f'{i}.png')[1]
         assert server.join([dict(path=path, meta=META)], f'sleepy{i}') == 200
-    start = time.monotonic()
+    begin = time.monotonic()
     assert 'happiness' in server.ask_uploaded(image_bytes(8), 'awake')
-    assert time.monotonic() - start < SOON
+    assert time.monotonic() - begin < SOON
 
 
 def slow_video(folder):
@@ -463,9 +495,9 @@ def test_it_ends_on_signals(tmp_path, number, busy):
             assert server.join([dict(path=path, meta=META)], 'b') == 200
             threading.Thread(target=server.watch, args=('b', )).start()
             time.sleep(1)
-        start = time.monotonic()
-        server.process.send_signal(number)
-        server.process.wait(30)
-        assert time.monotonic() - start < 2
+        begin = time.monotonic()
+        os.kill(server.process.pid, number)
+        server.process.join(30)
+        assert time.monotonic() - begin < 2
         # What was uploaded is gone.
         assert not list(server.temp.iterdir())
