@@ -15,12 +15,14 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
+from dan_mm import cli
 from dan_mm.engine import init_cpu_processes
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason='processes on the CPU')
 
 BATCH = 8
+DAN = f'{ROOT}/configs/dan_ferplus.py'
 
 
 def environment(**variables):
@@ -197,7 +199,7 @@ def test_a_sum_is_divided_by_the_processes(two):
     assert relative(two['sum']['grads'][key], grads[key] / 2) < 1e-9
 
 
-def options(root, **others):
+def options(root):
     """A small training of 15 images: the last of two processes has one
     less."""
     values = {
@@ -216,7 +218,6 @@ def options(root, **others):
             f'{phase}_dataloader.dataset.data_root': root,
             f'{phase}_dataloader.dataset.indices': 15,
         })
-    values.update(others)
     return [f'{key}={value}' for key, value in values.items()]
 
 
@@ -284,14 +285,16 @@ def test_train_and_test(ferplus_root, tmp_path):
     assert ranks[0]['metrics'] == ranks[1]['metrics']
 
     metrics = {}
-    config, checkpoint = f'{ROOT}/configs/dan_ferplus.py', saved_path
-    for name, command in (
-        ('two', (f'{ROOT}/tools/dist_test.sh', config, checkpoint, 2)),
-        ('one', (sys.executable, f'{ROOT}/tools/test.py', config, checkpoint)),
-    ):
+    for name in 'two', 'one':
         out = tmp_path / f'{name}.json'
-        run(*command, '--work-dir', tmp_path / name, '--out', out,
-            '--out-item', 'metrics', '--cfg-options', *options(ferplus_root))
+        arguments = [
+            '--work-dir', tmp_path / name, '--out', out, '--out-item',
+            'metrics', '--cfg-options', *options(ferplus_root)
+        ]
+        if name == 'two':
+            run(f'{ROOT}/tools/dist_test.sh', DAN, saved_path, 2, *arguments)
+        else:
+            cli.main(['test', *map(str, [DAN, saved_path, *arguments])])
         metrics[name] = json.loads(out.read_text())
     # Sums of floating-point numbers in another order
     assert metrics['one'] == pytest.approx(metrics['two'], abs=1e-6)
@@ -311,6 +314,7 @@ while [[ $1 == -* ]]; do
     shift
 done
 export SLURM_NTASKS=$tasks SLURM_NODELIST=here
+[[ $* == *train.py* ]] && exit
 for ((task = 0; task < tasks; task++)); do
     SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
     jobs+=($!)
@@ -321,7 +325,7 @@ for job in "${jobs[@]}"; do wait "$job" || exit 1; done
 
 @pytest.mark.slow
 def test_slurm_scripts(ferplus_root, tmp_path):
-    """With a stub of srun: no Slurm was at hand."""
+    """With a stub of srun, which starts the test alone."""
     stubs = tmp_path / 'bin'
     stubs.mkdir()
     for name, text in (('srun', SRUN), ('scontrol',
@@ -334,16 +338,15 @@ def test_slurm_scripts(ferplus_root, tmp_path):
         SRUN_ARGS='--exclusive --time=1',
         STUB_OUT=str(tmp_path / 'srun.txt'))
     variables['PATH'] = os.pathsep.join([str(stubs), variables['PATH']])
+    torch.save(
+        dict(state_dict=build('means').float().state_dict()),
+        tmp_path / 'epoch_1.pth')
     for tool, arguments in (('train', ['--no-validate']),
                             ('test', [str(tmp_path / 'epoch_1.pth')])):
         process = subprocess.run([
             f'{ROOT}/tools/slurm_{tool}.sh', 'gpu', 'my job',
             f'{ROOT}/configs/dan_ferplus.py', *arguments, '--work-dir',
-            str(tmp_path), '--cfg-options', *options(
-                ferplus_root,
-                **({
-                    'default_hooks.checkpoint.save_best': None
-                } if tool == 'train' else {}))
+            str(tmp_path), '--cfg-options', *options(ferplus_root)
         ],
                                  env=variables,
                                  text=True,

@@ -86,8 +86,7 @@ class Server:
         self.temp.mkdir()
         log = folder / 'log'
         log.touch()
-        self.process = start(
-            serve, options, log=log, TMPDIR=str(self.temp))
+        self.process = start(serve, options, log=log, TMPDIR=str(self.temp))
         until = time.monotonic() + 120
         while not (url := re.search(r'http://\S+:(\d+)/', log.read_text())):
             assert self.process.is_alive(), log.read_text()
