@@ -459,12 +459,12 @@ def test_learns(tmp_path):
         loader.update(num_workers=0, persistent_workers=False)
     for transform in cfg.train_dataloader.dataset.pipeline:
         for choice in transform.get('transforms', []):
-            choice[0].scale = (128, 128)
+            choice[0].scale = (96, 96)
     cfg.train_dataloader.batch_size = 8
-    cfg.train_cfg.update(max_epochs=30, val_interval=30)
+    cfg.train_cfg.update(max_epochs=15, val_interval=15)
     cfg.optim_wrapper.optimizer.lr = 5e-3
     cfg.param_scheduler = []
-    cfg.default_hooks.checkpoint.interval = 30
+    cfg.default_hooks.checkpoint.interval = 15
     cfg.default_hooks.logger.interval = 1
     cfg.log_processor.window_size = 1
     cfg.randomness = dict(seed=0)
@@ -477,7 +477,7 @@ def test_learns(tmp_path):
     path = osp.join(runner._log_dir, 'vis_data', 'scalars.json')
     with open(path) as file:
         rows = [row for row in map(json.loads, file) if 'loss' in row]
-    assert len(rows) == 60
+    assert len(rows) == 30
     for key in 'loss', 'loss_cls', 'loss_bbox', 'loss_keypoints':
         values = [row[key] for row in rows]
         assert np.mean(values[-4:]) < 0.5 * np.mean(values[:4]), key
