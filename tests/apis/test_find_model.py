@@ -109,25 +109,6 @@ def test_refusals(tmp_path, monkeypatch):
         find_model(tmp_path / 'a.pth')
 
 
-@pytest.mark.parametrize('state_dict', [
-    None, [], {}, [torch.zeros(1)],
-    dict(a=1), {
-        1: torch.zeros(1)
-    },
-    dict(a=torch.zeros(2).to_sparse())
-])
-def test_weights_that_are_none(tmp_path, state_dict):
-    with pytest.raises(ValueError, match='a.pth.*expected weights by their'):
-        find_model(save(tmp_path / 'a.pth', state_dict))
-
-
-def test_weights_that_are_not_finite(tmp_path):
-    for value in float('nan'), float('inf'):
-        path = save(tmp_path / 'a.pth', dict(w=torch.tensor([1., value])))
-        with pytest.raises(ValueError, match='1 weights .*such as w'):
-            find_model(path)
-
-
 def test_weights_of_the_index(work_dir, tmp_path, monkeypatch):
     """Downloaded once and checked."""
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))

@@ -60,7 +60,6 @@ class Watch(Hook):
 
 HEAD = 'optim_wrapper.paramwise_cfg.custom_keys.head'
 
-
 HOOKS_BESIDE = [
     dict(type='EMAHook'),
     dict(type='EMAHook', strict_load=True, update_buffers=True),
