@@ -125,15 +125,3 @@ def test_refuses_what_it_does_not_know(convert, tmp_path):
     with pytest.raises(SystemExit, match='holds Tensor, expected'):
         convert(torch.zeros(3))
     assert os.listdir(tmp_path) == ['src.pth']
-
-
-def test_refuses_code(convert, tmp_path):
-
-    class Attack:
-
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / 'ran'), )
-
-    with pytest.raises(SystemExit, match='refers to the code posix.mkdir'):
-        convert(dict(original(), extra=Attack()))
-    assert not (tmp_path / 'ran').exists()

@@ -45,19 +45,6 @@ def test_tools_and_configs_exist(page):
         assert osp.isfile(osp.join(ROOT, path)), path
 
 
-def test_readme_is_a_front_door():
-    text = read('README.md')
-    assert len(text.split('\n')) <= 250
-    order = [
-        text.index(part)
-        for part in ('docs/images/', 'pip install', 'FERInferencer',
-                     'dan-mm predict', 'accuracy', 'configs/dan_rafdb.py',
-                     'serengil/deepface', '## More', 'Apache License',
-                     'bibtex')
-    ]
-    assert sorted(order) == order
-
-
 def test_docstrings_become_markdown():
     to_markdown = runpy.run_path(
         f'{ROOT}/docs/rst_docstrings.py')['to_markdown']

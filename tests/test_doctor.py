@@ -176,20 +176,6 @@ def test_versions_and_rivals(module, versions, level, fix, monkeypatch):
             assert f'{name} {version}' in finding.found
 
 
-def test_missing_packages(monkeypatch):
-    monkeypatch.setattr(doctor, 'find', lambda name: False)
-    monkeypatch.setattr(doctor, 'installed', lambda name: '')
-    finding = doctor.check_package('mmcv')
-    assert finding == ('problem', f'mmcv is missing, expected '
-                       f'{requirement("mmcv")}',
-                       f'{doctor.PIP} install "{requirement("mmcv")}"')
-    assert doctor.check_package('mmdet').level == 'hint'
-    # pip believes that it is there.
-    monkeypatch.setattr(doctor, 'installed', lambda name: '2.3.6'
-                        if name == 'onedl-mmcv' else '')
-    assert '--force-reinstall' in doctor.check_package('mmcv').fix
-
-
 def test_requirements(folder):
     distribute(folder, 'Requires-Dist: absent-package>=2', other_package='1.0')
     distribute(

@@ -303,20 +303,6 @@ def test_a_warning_is_a_line(tree, work_dir, monkeypatch, capfd):
     assert summary.startswith('1 image, 1 face: ')
 
 
-@pytest.mark.parametrize('number, images, faces, words', [
-    (0, 0, 0, '0 images, 0 faces'),
-    (1, 1, 0, '1 image, 0 faces'),
-    (2, 2, 1, '2 images, 1 face: anger 1'),
-])
-def test_the_summary_counts_in_grammar(number, images, faces, words):
-    summary = cli.predict.Summary()
-    for i in range(number):
-        summary.add(
-            apis.ImageResult(faces=[apis.FaceResult(dict(anger=1.))] *
-                             (i < faces)))
-    assert list(summary.lines()) == [words]
-
-
 def test_what_needs_nothing_imports_nothing():
     """0.2 s, where importing PyTorch and MMPretrain takes 5."""
     for arguments, word in ((['--help'], 'doctor'), (['--version'],

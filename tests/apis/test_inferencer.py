@@ -161,18 +161,6 @@ def test_faces_share_batches(fer, image_of, monkeypatch):
     assert draw_faces(image_of(250), result.faces).shape == (60, 15000, 3)
 
 
-def test_one_bad_file_loses_no_other(fer, image_of, tmp_path):
-    for i in range(3):
-        cv2.imwrite(str(tmp_path / f'{i}.png'), image_of(i))
-    (tmp_path / '1.png').write_bytes(b'nonsense')
-    results = fer(tmp_path)
-    assert [os.path.basename(item.path)
-            for item in results] == ['0.png', '1.png', '2.png']
-    assert [len(item.faces) for item in results] == [0, 0, 2]
-    assert 'cannot be decoded' in results[1].error
-    assert results[1].to_dict()['error'] == results[1].error
-
-
 def test_a_video(fer, image_of, write_video, tmp_path):
     """Frame by frame, with their times; smoothed on request."""
     frames = [image_of(1, i // 6) for i in range(12)]
@@ -220,12 +208,6 @@ def test_memory_does_not_grow_with_the_video(fer, image_of, monkeypatch):
     assert i == 599
     # 400 frames have 144 MB, and 400 crops 60 MB.
     assert peaks[1] - peaks[0] < 1e6
-
-
-def test_large_images_are_taken_one_by_one(fer, detector):
-    large = np.zeros((4000, 5000, 3), np.uint8)
-    fer([large] * 3)
-    assert detector.batches == [2, 1]
 
 
 def test_a_camera(fer, monkeypatch, image_of):
@@ -375,10 +357,6 @@ def test_an_image_that_cannot_be_searched_loses_no_other(fer, image_of):
 def test_broken_weights(work_dir, tmp_path, detector, image_of):
     folder = shutil.copytree(work_dir, tmp_path / 'work')
     checkpoint = torch.load(folder / 'epoch_5.pth', weights_only=True)
-    checkpoint['state_dict']['head.fc.weight'][:] = np.nan
-    torch.save(checkpoint, folder / 'epoch_5.pth')
-    with pytest.raises(ValueError, match='1 weights .* are not finite'):
-        FERInferencer(folder)
     # Finite ones whose scores are not
     checkpoint['state_dict']['head.fc.weight'][:] = 3e38
     torch.save(checkpoint, folder / 'epoch_5.pth')

@@ -50,14 +50,6 @@ def test_grey_alpha_palette_and_16_bit_become_8_bit_colour(load, tmp_path):
     assert np.array_equal(load(tmp_path / 'palette.png'), expected // 16)
 
 
-def test_exif_orientation_is_applied(load, tmp_path):
-    image = Image.fromarray(colour()[:32])
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(tmp_path / 'turned.jpg', exif=exif)
-    assert load(tmp_path / 'turned.jpg').shape == (64, 32, 3)
-
-
 @pytest.mark.parametrize('suffix', ['.jpg', '.png'])
 @pytest.mark.parametrize('share', [0.02, 0.5, 0.95])
 def test_truncated_images_are_refused(load, tmp_path, suffix, share):
@@ -132,16 +124,6 @@ def test_what_is_no_image_is_one_sentence_about_the_file(
     # It may be a photograph of a user, who has no annotations.
     assert 'annotation' not in message and 'dataset' not in message
     assert not re.search(r'0x[0-9a-f]{6}|_io\.', message)
-
-
-@pytest.mark.parametrize('name', ['empty.jpg', 'nowhere.jpg', 'folder.jpg'])
-def test_messages_do_not_speak_of_annotations(load, tmp_path, name):
-    (tmp_path / 'empty.jpg').touch()
-    (tmp_path / 'folder.jpg').mkdir()
-    with pytest.raises((ValueError, OSError), match=name) as error:
-        load(tmp_path / name)
-    assert 'annotation' not in str(error.value)
-    assert 'data' not in str(error.value).replace(str(tmp_path), '')
 
 
 def test_grey_images_have_one_channel_on_request(tmp_path):

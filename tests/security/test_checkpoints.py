@@ -181,6 +181,12 @@ def test_strange_weights(checkpoint, tmp_path, change, part):
     assert lines(error) == 1
 
 
+class Code:
+
+    def __reduce__(self):
+        return os.mkdir, ('ran', )
+
+
 def write_files(folder, whole):
     """Files that are no checkpoints."""
     content = whole.read_bytes()
@@ -207,6 +213,7 @@ def write_files(folder, whole):
     torch.jit.script(torch.nn.Linear(2, 2)).save(folder / 'script.pth')
     for name, value in dict(
             tensor=torch.zeros(2), array=[1], number=5, nothing={},
+            code=dict(state_dict={}, extra=Code()),
             foreign=dict(model=dict(weight=torch.zeros(2))),
             original=dict(model_state_dict={})).items():  # yapf: disable
         torch.save(value, folder / f'{name}.pth')
@@ -251,7 +258,7 @@ def test_files_that_are_no_checkpoints(trained, tmp_path):
                      'retinaface_to_mmdet', 'dlib_to_mmpretrain')
     }
     files = write_files(tmp_path, work_dir / 'epoch_1.pth')
-    assert len(files) == 18
+    assert len(files) == 19
     for command, run in arguments.items():
         # Training makes its model first, which takes a while.
         few = command in ('resume', 'load_from', 'pretrained')
@@ -263,7 +270,7 @@ def test_files_that_are_no_checkpoints(trained, tmp_path):
                 run(str(path))
             assert lines(error) == 1 and 'expected' in str(
                 error.value).lower(), (command, path, error.value)
-    assert not os.path.exists('new.pth')
+    assert not os.path.exists('new.pth') and not os.path.exists('ran')
 
 
 # Each is refused before an iteration.
