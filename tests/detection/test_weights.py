@@ -48,10 +48,10 @@ def shake(module):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('name, prefix', [
-    ('retinaface_mobilenet0.25', ''),
-    pytest.param('retinaface_r50', 'module.', marks=pytest.mark.slow)
-])
+@pytest.mark.parametrize(
+    'name, prefix',
+    [('retinaface_mobilenet0.25', ''),
+     pytest.param('retinaface_r50', 'module.', marks=pytest.mark.slow)])
 def test_converts_detectors(convert, name, prefix):
     network = shake(RetinaFace(name))
     source = {
