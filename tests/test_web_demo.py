@@ -236,7 +236,7 @@ def test_video(serve, browser, tmp_path):
     assert answer == ['2 faces were followed for 2.0 s.']
     # The browser plays what it got.
     seconds = browser.wait(lambda: browser.execute_script(
-        'return document.querySelector("#annotated video").duration'))
+        'return document.querySelector("#annotated video")?.duration'))
     assert seconds == pytest.approx(2, abs=0.2)
     size = browser.execute_script(
         'let video = document.querySelector("#annotated video");'

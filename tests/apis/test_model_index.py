@@ -87,6 +87,7 @@ def test_a_wheel_has_the_index(tmp_path):
     assert config.startswith(f'{tmp_path}/site/dan_mm/.mim/configs/')
 
 
+@torch.no_grad()
 def test_the_shipped_weights_by_name():
     """MMPretrain gets the same model as :class:`FERInferencer`."""
     register_model_index()
