@@ -4,6 +4,7 @@ import errno
 import os
 import os.path as osp
 import signal
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -112,6 +113,19 @@ def test_killed_training_ends_with_the_same_bits(ferplus_root, tmp_path):
     best, = one.glob('best_*.pth')
     for key, value in load(best)['state_dict'].items():
         assert torch.equal(value, load(other / best.name)['state_dict'][key])
+
+
+@pytest.fixture(autouse=True)
+def experiments(monkeypatch):
+    """MMEngine names experiments by the second, and those of one name share
+    what they note."""
+    from_cfg = Runner.from_cfg
+
+    def build(cfg):
+        cfg.experiment_name = uuid4().hex
+        return from_cfg(cfg)
+
+    monkeypatch.setattr(Runner, 'from_cfg', build)
 
 
 class Record(Hook):
