@@ -128,8 +128,8 @@ def load_file(path: str, map_location: Any = 'cpu') -> Any:
     path = osp.expanduser(path)
     if not osp.isfile(path):
         kind = 'regular file' if osp.exists(path) else 'checkpoint'
-        raise CheckpointNotFoundError(f'Found no {kind} {path}, expected a '
-                                      'checkpoint. Check the path.')
+        raise CheckpointNotFoundError(
+            f'Found no {kind} {path}. Check the path.')
     try:
         _check_archive(path)
         with _lock:
