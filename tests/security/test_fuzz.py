@@ -348,7 +348,7 @@ TRANSFORMER = dict(
         data_preprocessor=dict(pad_size_divisor=16)))
 
 
-@settings(max_examples=250)
+@settings(max_examples=700)
 @given(
     checkpoint=st.one_of(
         st.one_of(mutated(META), mutated(TRANSFORMER)).map(
@@ -368,7 +368,7 @@ def test_checkpoints(attack, weights, checkpoint):
 changes = dict(seed=st.integers(0, 2**32), number=st.integers(1, 6))
 
 
-@settings(max_examples=150)
+@settings(max_examples=400)
 @given(**changes)
 def test_bytes_of_checkpoints(attack, folder, seed, number):
     content = (folder / 'whole.pth').read_bytes()
@@ -380,7 +380,7 @@ def test_bytes_of_checkpoints(attack, folder, seed, number):
 IMAGES = make_images()
 
 
-@settings(max_examples=1500)
+@settings(max_examples=5000)
 @given(
     image=st.integers(0,
                       len(IMAGES) - 1),
@@ -391,7 +391,7 @@ def test_images(attack, image, suffix, seed, number):
     attack('image', mutate(content, seed, number), suffix or own)
 
 
-@settings(max_examples=40)
+@settings(max_examples=100)
 @given(**changes)
 def test_videos(attack, seed, number):
     attack('video', mutate(make_video(), seed, number), '.avi')
@@ -416,7 +416,7 @@ annotations = st.one_of(
     st.binary(max_size=60))
 
 
-@settings(max_examples=500)
+@settings(max_examples=1500)
 @given(
     name=st.sampled_from(['rafdb', 'ferplus', 'widerface', 'pointer']),
     content=annotations)
@@ -424,7 +424,7 @@ def test_annotations(attack, name, content):
     attack(name, content)
 
 
-@settings(max_examples=200)
+@settings(max_examples=500)
 @given(
     content=st.one_of(
         mutated(dict(size=48, margin=0.1, interpolation='bilinear')).map(
@@ -441,7 +441,7 @@ names = st.one_of(
                      'val'])).filter(lambda name: name not in ('.', '..'))
 
 
-@settings(max_examples=100)
+@settings(max_examples=300)
 @given(tree=st.lists(st.tuples(names, names), min_size=1, max_size=5))
 def test_class_folders(attack, tree):
     attack('tree', json.dumps(tree).encode())
@@ -492,7 +492,7 @@ bodies = st.one_of(
         st.lists(files, max_size=3), st.sampled_from(['a', 'b', '\ud800'])))
 
 
-@settings(max_examples=1000)
+@settings(max_examples=3000)
 @given(
     request=st.tuples(
         st.sampled_from(['GET', 'HEAD', 'POST', 'PUT', 'OPTIONS', 'X']),
