@@ -321,6 +321,12 @@ def test_a_longer_schedule_is_continued(ferplus_root, tmp_path, schedule):
     assert set(resumed) == {(2, 0), (2, 1), (3, 0), (3, 1)}
     for key, values in resumed.items():
         assert values == whole[key], key
+    path = tmp_path / 'whole/epoch_4.pth'
+    checkpoint = load(path)
+    checkpoint['meta']['iter'] = 2**40
+    torch.save(checkpoint, path)
+    with pytest.raises(CheckpointLoadError, match='cannot be continued'):
+        train(6, resume=True, name='whole', scheduler=schedule(6))
     if schedule is one_cycle:
         with pytest.raises(CheckpointLoadError, match='total_steps.* is 2'):
             train(6, resume=True, scheduler=schedule(1))

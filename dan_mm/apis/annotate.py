@@ -2,7 +2,6 @@
 import errno
 import os
 import os.path as osp
-import warnings
 from contextlib import contextmanager, suppress
 from typing import Iterator, List, Optional, Sequence, Set
 
@@ -40,8 +39,8 @@ class AnnotatedWriter:
             that. Defaults to 16384, the most that can be written.
 
     Attributes:
-        errors (list[str]): The images and videos that cannot be written, but
-            for the disk; they stop no other.
+        errors (list[str]): What of images and videos cannot be written; it
+            stops no other.
 
     Raises:
         OSError: If the folder can't be written to.
@@ -189,8 +188,8 @@ class AnnotatedWriter:
         try:
             MediaReader().add_sound(self.partial, self.source, both)
         except OSError as error:
-            warnings.warn(f'{self.target} has no sound: that of {self.source} '
-                          f'cannot be copied ({error}).')
+            self.errors.append(f'{self.target} has no sound: that of '
+                               f'{self.source} cannot be copied ({error}).')
         else:
             # Without sound, there is none.
             if osp.exists(both):

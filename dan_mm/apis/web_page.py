@@ -285,7 +285,10 @@ def answer_video(inferencer: FERInferencer,
         # Whatever a video does is its own failure.
         reason = str(error).replace(path, name)
         notes.append(f'This video cannot be used: {reason}')
-    notes += [error.replace(path, name) for error in writer.errors]
+    notes += [
+        error.replace(path, name).replace(os.path.join(folder, ''), '')
+        for error in writer.errors
+    ]
     written = next(glob.iglob(f'{folder}/*.mp4'), None)
     if written:
         notes.insert(0, summarize_video(timeline))

@@ -44,6 +44,9 @@ def check_training_state(runner: Runner, checkpoint: dict) -> None:
             'only the weights, with `--cfg-options load_from=`.') from None
 
 
+# A schedule is followed for so many iterations, which takes a minute or two;
+# a checkpoint may name any number.
+MAX_STEPS = 10**7
 # What changes in training
 PROGRESS = frozenset(('_global_step', '_last_value', 'best',
                       'cooldown_counter', 'last_step', 'num_bad_epochs'))
@@ -74,7 +77,8 @@ def continue_schedule(runner: Runner, checkpoint: dict) -> None:
         return
     epochs, iters = (checkpoint['meta'][key] for key in ('epoch', 'iter'))
     try:
-        if several or any(hasattr(one, 'monitor') for one in schedulers):
+        if (several or iters > MAX_STEPS
+                or any(hasattr(one, 'monitor') for one in schedulers)):
             raise ValueError('it cannot be continued')
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about steps of the optimizer

@@ -4,7 +4,7 @@ import math
 import re
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
-from typing import Iterator, Optional
+from typing import Iterator, List, Optional
 
 import av
 import numpy as np
@@ -192,6 +192,7 @@ class VideoWriter:
             self.stream.options = dict(
                 preset='veryfast', tune='zerolatency', crf='20', bf='0')
         self.pts, self.duration = -1, None
+        self.last: List[av.Packet] = []
 
     def write(self,
               img: np.ndarray,
@@ -211,21 +212,25 @@ class VideoWriter:
         frame = av.VideoFrame.from_ndarray(img, 'bgr24')
         self.pts = min(
             max(round(time / TIME_BASE), self.pts + 1), self.pts + MAX_GAP)
-        self.duration = duration
         frame.pts, frame.time_base = self.pts, TIME_BASE
-        self._mux(frame)
+        self.duration = duration
+        self._mux(self.stream.encode(frame))
 
-    def _mux(self, frame: Optional[av.VideoFrame]) -> None:
-        for packet in self.stream.encode(frame):
-            if frame is None and packet.pts == self.pts and self.duration:
-                packet.duration = min(
-                    round(self.duration / packet.time_base), MAX_GAP)
-            self.container.mux(packet)
+    def _mux(self, packets: List[av.Packet]) -> None:
+        """Write all packets but the last one, whose duration may change."""
+        packets = [*self.last, *packets]
+        self.container.mux(packets[:-1])
+        self.last = packets[-1:]
 
     def close(self) -> None:
         """Write what is left, and close the file."""
         try:
-            self._mux(None)
+            self._mux(self.stream.encode(None))
+            for packet in self.last:
+                if self.duration:
+                    packet.duration = min(
+                        round(self.duration / packet.time_base), MAX_GAP)
+                self.container.mux(packet)
             self.container.close()
         finally:
             self.abort()

@@ -30,7 +30,7 @@ from dan_mm.cli import test as test_cli
 from dan_mm.evaluation import AtomicDumpResults
 from dan_mm.files import (atomic_write, from_cell, lock_folder, open_result,
                           to_cell)
-from dan_mm.reading import VideoWriter
+from dan_mm.reading import MediaReader, VideoWriter
 
 
 def stub(images):
@@ -382,6 +382,20 @@ def test_a_video_that_cannot_be_annotated_stops_no_other(
         f'{i}.png' for i in range(4)
     ]
     assert len(rows_of(table)) == 1 + 2 * 4 + 4
+
+
+def test_sound_that_cannot_be_copied_is_an_error(run, tmp_path, monkeypatch):
+    write_frames(tmp_path / 'a.avi', 32, 32)
+
+    def fail(*_):
+        raise OSError('no space')
+
+    monkeypatch.setattr(MediaReader, 'add_sound', fail)
+    out = tmp_path / 'out'
+    status, error = run('predict', tmp_path / 'a.avi', '--aligned', '--out',
+                        out)
+    assert status == 1 and 'has no sound' in error and 'no space' in error
+    assert os.listdir(out) == ['a.mp4']
 
 
 def test_two_aligns_into_one_folder(run, images, tmp_path):
