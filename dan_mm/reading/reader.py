@@ -20,7 +20,7 @@ from .videos import add_sound, read_video
 
 # Above what the process takes before
 MAX_MEMORY = 1_350_000_000  # bytes
-MAX_SECONDS = 15  # for an image or a frame
+MAX_SECONDS = 18  # for an image or a frame
 # Images and videos that are decoded before they are asked for
 AHEAD = 1
 MAX_PATH = 4096  # characters; what is longer is no path on Linux
@@ -58,7 +58,7 @@ class MediaReader:
     """Read images and videos in processes of their own, which start when they
     are needed first and end with this object.
 
-    On Linux, an image or a frame takes at most 1.4 GB and 15 s there; other
+    On Linux, an image or a frame takes at most 1.4 GB and 18 s there; other
     systems bound the time, Windows nothing. Threads may share a reader.
 
     Args:

@@ -126,8 +126,7 @@ def test_two_outputs_are_two_files(run, images, tmp_path):
 def test_folders_that_can_not_be_written_to(run, images, tmp_path):
     refuse_predict(
         run, images, '--csv', tmp_path / 'no/x.csv', match='a folder that')
-    refuse_predict(
-        run, images, '--csv', images, match='expected the path of a file')
+    refuse_predict(run, images, '--csv', images, match='a folder that exists')
     (tmp_path / 'file').write_text('x')
     for out in 'file', 'file/sub':
         refuse_predict(
@@ -140,7 +139,7 @@ def test_linked_folders_lead_to_no_input(run, images, tmp_path):
     out = tmp_path / 'out'
     out.mkdir()
     (out / 'sub').symlink_to(images / 'sub')
-    refuse_predict(run, images, '--out', out, match='leads in')
+    refuse_predict(run, images, '--out', out, match='leads to the input')
     before = contents(images)
     status, error = run('align', images, out)
     assert status == 2 and 'expected' in error
@@ -150,7 +149,7 @@ def test_linked_folders_lead_to_no_input(run, images, tmp_path):
     (out / 'deep/er').mkdir(parents=True)
     (out / 'deep/er/still').symlink_to(images / 'sub')
     before = contents(images)
-    refuse_predict(run, images, '--out', out, match='leads in')
+    refuse_predict(run, images, '--out', out, match='leads to the input')
     status, error = run('align', images, out)
     assert status == 2 and 'leads to the input' in error
     assert contents(images) == before
