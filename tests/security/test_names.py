@@ -40,14 +40,14 @@ def test_names_are_no_code(tmp_path, name, place):
                          'glad', name if place == 'class' else 'grim')
     checkpoint = f'{name}.pth' if place == 'checkpoint' else 'x.pth'
     work = name if place == 'work' else 'work'
-    with pytest.raises(SystemExit, match='expected none with `{{`'):
+    with pytest.raises(SystemExit, match='expected no `{{`'):
         train.main([
             f'{ROOT}/configs/dan_ferplus.py', '--finetune', checkpoint, folder,
             '--work-dir', work
         ])
     if place in ('checkpoint', 'work'):
         shutil.copy(WEIGHTS, checkpoint)
-        with pytest.raises(SystemExit, match='expected none with `{{`'):
+        with pytest.raises(SystemExit, match='expected no `{{`'):
             test.main([
                 f'{ROOT}/configs/dan-dlibresnet_ferplus.py', checkpoint,
                 '--work-dir', work
