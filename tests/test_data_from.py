@@ -143,6 +143,15 @@ def merge(*arguments):
     return cli.test.merge_args(Config.fromfile(args.config), args)
 
 
+def test_options_of_the_model_with_augmentation(checkpoints):
+    cfg = merge(
+        config('dan_rafdb'), checkpoints['rafdb'], '--tta', '--cfg-options',
+        'model.neck.num_heads=2', 'test_dataloader.batch_size=3')
+    assert cfg.model.type.endswith('AverageScoreTTA')
+    assert cfg.model.module.neck.num_heads == 2 and 'neck' not in cfg.model
+    assert cfg.test_dataloader.batch_size == 3
+
+
 def test_what_comes_from_the_other_config(checkpoints):
     ferplus, rafdb = config('dan_ferplus'), config('dan_rafdb')
     own, other = Config.fromfile(ferplus), Config.fromfile(rafdb)

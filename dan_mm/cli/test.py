@@ -177,6 +177,9 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
 
     if args.data_from is not None:
         take_data(cfg, args.data_from)
+    # Before the model is wrapped
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
 
     if args.amp:
         cfg.test_cfg.fp16 = True
@@ -208,9 +211,6 @@ def merge_args(cfg: 'Config', args: argparse.Namespace) -> 'Config':
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
     set_loader_defaults(cfg.test_dataloader)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
-
     match_classes(cfg, needed=args.data_from is not None)
     return cfg
 
