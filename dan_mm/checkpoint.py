@@ -127,9 +127,10 @@ def load_file(path: str, map_location: Any = 'cpu') -> Any:
     it is missing."""
     path = osp.expanduser(path)
     if not osp.isfile(path):
-        kind = 'regular file' if osp.exists(path) else 'checkpoint'
-        raise CheckpointNotFoundError(
-            f'Found no {kind} {path}. Check the path.')
+        found = f'no checkpoint {path}'
+        if osp.exists(path):
+            found = f'no regular file {path}, expected a checkpoint'
+        raise CheckpointNotFoundError(f'Found {found}. Check the path.')
     try:
         _check_archive(path)
         with _lock:

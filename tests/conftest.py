@@ -6,11 +6,13 @@ import os.path as osp
 import shutil
 import warnings
 import zipfile
+from uuid import uuid4
 
 import cv2
 import numpy as np
 import pytest
 from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS
 
 import dan_mm
@@ -166,3 +168,16 @@ def ferplus_root(tmp_path_factory) -> str:
     with open(root / 'fer2013new.csv', 'w', newline='') as file:
         csv.writer(file).writerows([header, *rows])
     return str(root)
+
+
+@pytest.fixture(autouse=True)
+def experiments(monkeypatch):
+    """MMEngine names experiments by the second, and those of one name share
+    what they note."""
+    from_cfg = Runner.from_cfg
+
+    def build(cfg):
+        cfg.experiment_name = uuid4().hex
+        return from_cfg(cfg)
+
+    monkeypatch.setattr(Runner, 'from_cfg', build)

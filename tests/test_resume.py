@@ -4,7 +4,6 @@ import errno
 import os
 import os.path as osp
 import signal
-from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -113,19 +112,6 @@ def test_killed_training_ends_with_the_same_bits(ferplus_root, tmp_path):
     best, = one.glob('best_*.pth')
     for key, value in load(best)['state_dict'].items():
         assert torch.equal(value, load(other / best.name)['state_dict'][key])
-
-
-@pytest.fixture(autouse=True)
-def experiments(monkeypatch):
-    """MMEngine names experiments by the second, and those of one name share
-    what they note."""
-    from_cfg = Runner.from_cfg
-
-    def build(cfg):
-        cfg.experiment_name = uuid4().hex
-        return from_cfg(cfg)
-
-    monkeypatch.setattr(Runner, 'from_cfg', build)
 
 
 class Record(Hook):
@@ -334,13 +320,14 @@ def test_a_longer_schedule_is_continued(ferplus_root, tmp_path, schedule):
 
 def test_accumulated_gradients_are_warned_of(ferplus_root, tmp_path):
     for steps, warned in (2, True), (3, False):
+        work_dir = tmp_path / str(steps)
         cfg = config(
             ferplus_root,
-            tmp_path,
+            work_dir,
             train_cfg__max_epochs=1,
             optim_wrapper__accumulative_counts=steps)
         Runner.from_cfg(cfg).train()
-        log = max(tmp_path.glob('*/*.log'), key=osp.getmtime).read_text()
+        [log] = [path.read_text() for path in work_dir.glob('*/*.log')]
         assert ('no multiple of accumulative_counts' in log) == warned
 
 
