@@ -24,13 +24,13 @@ def switch_to_deploy(model: ImageClassifier, size: torch.Size) -> None:
     x = torch.rand(size, device=next(model.parameters()).device)
     backbone = model.backbone
     expected = backbone(x)[-1]
-    fused = copy.deepcopy(backbone)
-    if hasattr(fused, 'switch_to_deploy'):
-        fused.switch_to_deploy()
-    # It goes by the order in which layers were made, not by their use.
-    fused = fuse_conv_bn(fused)
     # Some give several tokens; these have no BatchNorm.
     if isinstance(expected, torch.Tensor):
+        fused = copy.deepcopy(backbone)
+        if hasattr(fused, 'switch_to_deploy'):
+            fused.switch_to_deploy()
+        # It goes by the order in which layers were made, not by their use.
+        fused = fuse_conv_bn(fused)
         difference = (fused(x)[-1] - expected).abs().max()
         if difference <= 1e-3 * expected.abs().max():
             model.backbone = fused

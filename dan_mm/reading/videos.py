@@ -98,7 +98,9 @@ def _read_frames(container: InputContainer, path: str) -> Iterator[InputImage]:
             end = max(end, (packet.pts - start) * packet.time_base + length)
         try:
             images = packet.decode()
-        except av.error.InvalidDataError:
+        except MemoryError:
+            raise
+        except av.error.FFmpegError:
             images = [None]
         for image in images:
             if image is None or image.is_corrupt:
@@ -146,7 +148,8 @@ def _time(image: av.VideoFrame, start: int, frame: int, stream) -> float:
 
 def _length(stream: Stream, container: InputContainer) -> Optional[Fraction]:
     """What a video says of the length of its frames, in seconds."""
-    if container.format.name == 'avi' and stream.frames:
+    if (container.format.name == 'avi' and stream.frames
+            and stream.average_rate):
         # Its duration is that of what there is.
         return stream.frames / stream.average_rate
     if stream.duration:

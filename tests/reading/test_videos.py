@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dan_mm.reading import VideoWriter
+from dan_mm.reading import VideoWriter, videos
 from dan_mm.reading.videos import add_sound, read_video
 
 RATE = 44100  # of the sound
@@ -200,6 +200,45 @@ def test_written_frames_keep_their_times(tmp_path, times):
     last = list(read_video(source))[-1]
     assert length(target)[0] == pytest.approx(
         last.time + last.duration, abs=1e-3)
+
+
+def test_the_last_frame_is_shown_as_long_as_it_was(tmp_path):
+    path = str(tmp_path / 'a.mp4')
+    writer = VideoWriter(path, 160, 120)
+    for i, frame in enumerate(moving(3)):
+        writer.write(frame, i / 25, 1.5)
+    writer.close()
+    assert length(path) == [pytest.approx(2 / 25 + 1.5, abs=1e-3)]
+
+
+def test_a_frame_of_another_failure_is_broken(tmp_path):
+    """Whatever FFmpeg says of it, the frames before stay."""
+    path = write(tmp_path / 'a.avi', regular(5), 'mpeg4')
+    demux = av.container.InputContainer.demux
+
+    class Packet:
+        pts, duration, time_base = 3, 1, Fraction(1, 25)
+
+        def decode(self):
+            raise av.error.ArgumentError(22, 'Invalid argument')
+
+    class Container:
+
+        def __init__(self, container):
+            self.container = container
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def demux(self, stream):
+            for number, packet in enumerate(demux(self.container, stream)):
+                yield Packet() if number == 3 else packet
+
+    with videos._open(path) as container:
+        images = list(videos._read_frames(Container(container), path))
+    assert [item.frame for item in images] == list(range(5))
+    broken = [item for item in images if item.error]
+    assert len(broken) == 1 and broken[0].error.endswith('is broken.')
 
 
 def test_odd_sizes(tmp_path):
