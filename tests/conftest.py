@@ -11,6 +11,7 @@ from uuid import uuid4
 import cv2
 import numpy as np
 import pytest
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS
@@ -173,7 +174,8 @@ def ferplus_root(tmp_path_factory) -> str:
 @pytest.fixture(autouse=True)
 def experiments(monkeypatch):
     """MMEngine names experiments by the second, and those of one name share
-    what they note."""
+    what they note. The log of a test ends with it: a server that configures
+    `logging`, as uvicorn does, closes the files of all logs."""
     from_cfg = Runner.from_cfg
 
     def build(cfg):
@@ -181,3 +183,5 @@ def experiments(monkeypatch):
         return from_cfg(cfg)
 
     monkeypatch.setattr(Runner, 'from_cfg', build)
+    yield
+    MMLogger._instance_dict.clear()
