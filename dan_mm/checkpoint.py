@@ -30,21 +30,12 @@ from mmengine.runner import (CheckpointLoader, get_deprecated_model_names,
 from torch.serialization import (add_safe_globals, clear_safe_globals,
                                  get_safe_globals)
 
+from .errors import CheckpointLoadError, CheckpointNotFoundError, list_some
 from .version import check_versions
 
 # Versions of torch that do not fit run code from weights-only files
 # (CVE-2025-32434).
 check_versions()
-
-
-class CheckpointLoadError(ValueError):
-    """A checkpoint is broken, holds more than weights and plain data, or does
-    not fit."""
-
-
-class CheckpointNotFoundError(CheckpointLoadError, FileNotFoundError):
-    """There is no such checkpoint."""
-
 
 # MMEngine's own checkpoints hold these functions, as calls of `getattr`.
 FUNCTIONS = {
@@ -204,12 +195,6 @@ def check_weights(weights: Any, what: str) -> None:
             f'{what} has {len(broken)} weights that are not finite (NaN or '
             f'infinity), such as {broken[0]}, expected numbers. Use an '
             'earlier checkpoint: the training had diverged.')
-
-
-def list_some(items: Sequence[str], most: int = 3) -> str:
-    """List the first of some items, and say how many more there are."""
-    more = f' and {len(items) - most} more' if items[most:] else ''
-    return f'{", ".join(items[:most])}{more}'
 
 
 def rename_weights(source: dict,

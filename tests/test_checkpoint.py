@@ -15,7 +15,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
-from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.errors import CheckpointLoadError
 
 
 class Attack:

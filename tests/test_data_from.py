@@ -16,8 +16,9 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 
 from dan_mm import cli
-from dan_mm.checkpoint import CheckpointLoadError, load_classes
+from dan_mm.checkpoint import load_classes
 from dan_mm.datasets import RAFDB, FERPlus
+from dan_mm.errors import CheckpointLoadError
 
 FERPLUS, RAF = FERPlus.METAINFO['classes'], RAFDB.METAINFO['classes']
 

@@ -15,9 +15,9 @@ from processes import start, wait
 from tiny_training import assert_same, config, load
 
 import dan_mm
-from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.engine import CheckpointFitHook
 from dan_mm.engine.checkpoint_hook import AtomicLocalBackend
+from dan_mm.errors import CheckpointLoadError
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import warnings
 
 from conftest import ROOT
 
-from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.errors import CheckpointLoadError
 
 # One sentence, each of these
 REFUSALS = (CheckpointLoadError, OSError, ValueError)

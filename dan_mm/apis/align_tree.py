@@ -17,13 +17,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from dan_mm.checkpoint import list_some
-from dan_mm.datasets.alignment import ALIGNMENT, LANDMARKS, REPORT, AlignFace
+from dan_mm.errors import describe, list_some
 from dan_mm.files import (atomic_write, check_tree, from_cell, lock_folder,
                           remove_partials, to_cell, write_bytes)
-from dan_mm.reading import InputImage, MediaReader, describe
+from dan_mm.imaging import ALIGNMENT, LANDMARKS, REPORT, FaceAligner
+from dan_mm.reading import InputImage, MediaReader
 from .faces import Face, FaceDetector
-from .find_model import find_model
+from .found_model import find_model
 from .media import batches, list_images
 from .orientation import find_faces, try_each
 
@@ -128,7 +128,7 @@ def check_settings(dst: str, settings: dict, images: List[str],
 
 
 def align_batch(batch: List[Tuple[str, InputImage]], detector: FaceDetector,
-                align: AlignFace, dst: str, rule: str) -> Iterator[dict]:
+                aligner: FaceAligner, dst: str, rule: str) -> Iterator[dict]:
     """Write the crops of a batch, and yield the rows of the report."""
     whole = [image.img for _, image in batch if image.img is not None]
     found = iter(try_each(partial(find_faces, detector), whole))
@@ -152,8 +152,7 @@ def align_batch(batch: List[Tuple[str, InputImage]], detector: FaceDetector,
         ]
         try:
             crops = [
-                align(dict(img=image.img, keypoints=face.keypoints))['img']
-                for face in chosen
+                aligner.align(image.img, face.keypoints) for face in chosen
             ]
             # All crops first: an image with rows is done.
             for target, crop in zip(targets, crops):
@@ -199,11 +198,11 @@ def run(args: argparse.Namespace, output: IO[str]) -> int:
     check_crops_apart(images)
     check_tree(args.dst, [args.src, *files],
                [osp.join(args.dst, path) for path in images])
-    align = AlignFace(args.size, args.margin, args.interpolation)
+    aligner = FaceAligner(args.size, args.margin, args.interpolation)
     if args.like:
-        align = align_like(args.like)
+        aligner = align_like(args.like)
     with lock_folder(args.dst):
-        check_settings(args.dst, align.settings, images, args.faces == 'all')
+        check_settings(args.dst, aligner.settings, images, args.faces == 'all')
         rows = read_report(args.dst)
         done = {row['path'] for row in rows}
         remaining = [path for path in images if path not in done]
@@ -212,7 +211,7 @@ def run(args: argparse.Namespace, output: IO[str]) -> int:
         remove_partials(args.dst)
         write_bytes(
             osp.join(args.dst, ALIGNMENT),
-            json.dumps(align.settings).encode())
+            json.dumps(aligner.settings).encode())
         report = osp.join(args.dst, REPORT)
         with atomic_write(report) as temporary, open(temporary, 'w',
                                                      **FORMAT) as file:
@@ -226,13 +225,13 @@ def run(args: argparse.Namespace, output: IO[str]) -> int:
                 file=output)
         if remaining:
             with open(report, 'a', **FORMAT) as file:
-                rows += align_images(remaining, file, detector, align, args)
+                rows += align_images(remaining, file, detector, aligner, args)
     summarize(rows, report, others, output)
     return int(any(row['status'] == BROKEN for row in rows))
 
 
 def align_images(paths: List[str], report: IO[str], detector: FaceDetector,
-                 align: AlignFace, args: argparse.Namespace) -> List[dict]:
+                 aligner: FaceAligner, args: argparse.Namespace) -> List[dict]:
     """Align images, and append their rows to the report."""
     console, rows = Console(stderr=True), []
     images = MediaReader(args.workers).read([(osp.join(args.src, path), False)
@@ -245,7 +244,7 @@ def align_images(paths: List[str], report: IO[str], detector: FaceDetector,
         writer, remaining = csv.DictWriter(report, HEADER), iter(paths)
         for batch in batches(images, args.batch_size):
             named = list(zip(islice(remaining, len(batch)), batch))
-            for row in align_batch(named, detector, align, args.dst,
+            for row in align_batch(named, detector, aligner, args.dst,
                                    args.faces):
                 write_row(writer, row)
                 rows.append(row)
@@ -255,13 +254,13 @@ def align_images(paths: List[str], report: IO[str], detector: FaceDetector,
     return rows
 
 
-def align_like(model: str) -> AlignFace:
+def align_like(model: str) -> FaceAligner:
     """Align as the faces that a model was trained on."""
     settings = find_model(model).metainfo.get('alignment')
     if not isinstance(settings, dict):
         raise ValueError(f'The model {model} does not say how its faces were '
                          'aligned, expected it. Give --size and --margin.')
-    return AlignFace(**settings)
+    return FaceAligner(**settings)
 
 
 def build_detector(args: argparse.Namespace) -> FaceDetector:

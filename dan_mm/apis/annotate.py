@@ -8,9 +8,11 @@ from typing import Iterator, List, Optional, Sequence, Set
 import cv2
 import numpy as np
 
-from dan_mm.datasets.loading import prepare_image
+from dan_mm.errors import describe
 from dan_mm.files import check_tree, partial_path, write_bytes
-from dan_mm.reading import InputImage, MediaReader, VideoWriter, describe
+from dan_mm.imaging import prepare_image
+from dan_mm.reading import InputImage, MediaReader
+from dan_mm.reading.videos import VideoWriter
 from .drawing import draw_faces
 from .inferencer import ImageResult
 from .media import Source

@@ -7,9 +7,15 @@ from itertools import product
 from typing import Iterator, Sequence, Tuple
 
 import numpy as np
-from anyascii import anyascii
-from fontTools.ttLib import TTFont
-from PIL import Image, ImageDraw, ImageFont
+
+try:
+    from anyascii import anyascii
+    from fontTools.ttLib import TTFont
+    from PIL import Image, ImageDraw, ImageFont
+except ImportError as error:
+    raise ImportError(
+        f'Drawing needs {error.name}, which is missing. Run `pip install '
+        'anyascii fonttools matplotlib pillow zhplot`.') from error
 
 from .inferencer import FaceResult
 

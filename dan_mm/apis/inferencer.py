@@ -1,31 +1,23 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import json
+import logging
 import os.path as osp
 import warnings
 from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
+from threading import Lock
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import cv2
-import mmcv
 import numpy as np
-import torch
-from mmengine.config import Config
-from mmengine.logging import print_log
-from mmpretrain.apis import ImageClassificationInferencer
 
-from dan_mm.checkpoint import CheckpointLoadError, list_some
-from dan_mm.datasets import AlignFace
-from dan_mm.datasets.alignment import ALIGNMENT as ALIGNMENT_FILE
-from dan_mm.description import (MAX_TENSOR, WITH_CONFIG, build_classifier,
-                                check_cost)
-from dan_mm.engine.hooks import compare_weights
-from dan_mm.models import MAN, switch_to_deploy
-from dan_mm.reading import InputImage, MediaReader, describe
-from dan_mm.scope import default_scope
-from .faces import Face, FaceDetector, choose_device
-from .find_model import FoundModel, find_model
+from dan_mm.errors import CheckpointLoadError, describe
+from dan_mm.imaging import ALIGNMENT as ALIGNMENT_FILE
+from dan_mm.imaging import FaceAligner
+from dan_mm.onnx.folder import ExportFolder, is_export, read_export
+from dan_mm.reading import InputImage, MediaReader
+from .faces import Face, FaceDetector
 from .media import Source, batches, expand, read
 from .orientation import find_faces, try_each
 from .tracking import FaceTracker
@@ -37,20 +29,18 @@ ALIGNMENT = dict(size=224, margin=0.1)
 MAX_ALIGNMENT = 10_000  # characters of the file that says how
 SYNTHETIC = ('This model knows synthetic faces only: what it says about '
              'photographs means nothing. Train one on photographs.')
-# What has been said in this process
-_said = set()
-
-
-def _warn_once(text: str) -> None:
-    if text not in _said:
-        _said.add(text)
-        warnings.warn(text)
 
 
 def printable(text: str) -> str:
     """Escape what would do something to a terminal."""
     return ''.join(char if char.isprintable() else ascii(char)[1:-1]
                    for char in text)
+
+
+def _rounded(face: Optional[Face]) -> Optional[Face]:
+    """Round landmarks to 1/8 of a pixel: PyTorch and onnxruntime find ones
+    that differ in the sixth digit, and warping goes by steps of 1/32."""
+    return face and face._replace(keypoints=np.round(8 * face.keypoints) / 8)
 
 
 @dataclass
@@ -138,9 +128,10 @@ class FERInferencer:
     was trained on, and classified, those of several images together.
 
     Args:
-        model (str | PathLike, optional): The path of a checkpoint or of a work
-            folder of ``tools/train.py``, or a name of the model index.
-            Defaults to None, the model that is shipped with this package.
+        model (str | PathLike, optional): The path of a checkpoint, of a work
+            folder of ``tools/train.py`` or of a folder of ``dan-mm export``,
+            which runs without PyTorch, or a name of the model index. Defaults
+            to None, the model that is shipped with this package.
         config (str | PathLike, optional): The config of the model, which is
             code and runs. Defaults to None: the checkpoint describes its
             model. See :func:`find_model`.
@@ -151,6 +142,8 @@ class FERInferencer:
             first GPU, or the CPU.
         batch_size (int): How many images or frames, and how many times four
             faces, are taken at once. Defaults to 8.
+        precision (str): 'float32' or 'int8' of an export folder. Defaults to
+            'float32'.
 
     Attributes:
         classes (tuple[str]): The names of the classes.
@@ -164,6 +157,7 @@ class FERInferencer:
         ValueError: If the checkpoint does not describe a model that may be
             built, or its weights or classes do not fit it.
         OSError: If the weights can't be read or downloaded.
+        ImportError: If onnxruntime is missing for an export folder.
 
     Examples:
         >>> from dan_mm.apis import FERInferencer
@@ -177,128 +171,71 @@ class FERInferencer:
                  config: Union[str, PathLike, None] = None,
                  detector: Optional[FaceDetector] = None,
                  device: Optional[str] = None,
-                 batch_size: int = 8) -> None:
+                 batch_size: int = 8,
+                 precision: str = 'float32') -> None:
         if batch_size < 1:
             raise ValueError(f'Got batch_size={batch_size}, expected at '
                              'least 1.')
-        # A config changes the process while it is read.
-        with default_scope('mmpretrain'):
-            found = find_model(model, config)
-        self.device = choose_device(device)
+        self.export: Optional[ExportFolder] = None
+        if model is not None and is_export(model):
+            if config is not None:
+                raise ValueError(f'Got the config {config} for the export '
+                                 f'folder {model}, which needs none.')
+            from dan_mm.onnx.runtime import ONNXClassifier
+            self.export = read_export(str(model), precision)
+            self._classifier = ONNXClassifier(self.export, device)
+        elif precision != 'float32':
+            raise ValueError(f"Got precision='{precision}' for a checkpoint, "
+                             'expected an export folder. Run `dan-mm export` '
+                             'with --calibrate.')
+        else:
+            from .torch_classifier import TorchClassifier
+            self._classifier = TorchClassifier(model, config, device)
+        self.device = self._classifier.device
         self.batch_size = batch_size
         self._reader = MediaReader()
+        self._lock = Lock()
         self.detector = detector
-        self.classes = self._find_classes(found.metainfo, found.weights,
-                                          found.path)
-        self._classifier = self._build(found)
-        self._gray = found.metainfo.get('color_type') == 'grayscale'
-        known = found.metainfo.get('alignment')
+        self.classes = self._classifier.classes
+        path, metainfo = self._classifier.path, self._classifier.metainfo
+        self._check_classes(path)
+        self._gray = metainfo.get('color_type') == 'grayscale'
+        known = metainfo.get('alignment')
         try:
-            self._align = AlignFace(**(known or ALIGNMENT))
+            self._aligner = FaceAligner(**(known or ALIGNMENT))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f'The checkpoint {found.path} has the alignment '
-                f'{known!r:.100} ({error}), expected arguments of AlignFace.'
-            ) from error
-        self.alignment = self._align.settings
+                f'The checkpoint {path} has the alignment {known!r:.100} '
+                f'({error}), expected arguments of AlignFace.') from error
+        self.alignment = self._aligner.settings
+        size = self.alignment['size']
+        width, height = (size, size) if isinstance(size, int) else size
+        self._classifier.try_crop(
+            self._crop(np.zeros((height, width, 3), np.uint8), None))
         # Faces that are classified at once
-        self._step = 4 * batch_size
-        self._one_channel = False
-        self._try_pipeline(found.path, config is None)
+        self._step = min(4 * batch_size, self._classifier.max_faces
+                         or 4 * batch_size)
         name, licence = (
-            printable(str(found.metainfo.get(key) or ''))[:200]
+            printable(str(metainfo.get(key) or ''))[:200]
             for key in ('dataset_name', 'licence'))
         self.about = (
             f'This model was trained on {name or "unnamed data"}; licence of '
             f'the data: {licence or "unknown"}.')
         self.synthetic = name.startswith('synthface')
-        if self.about not in _said:
-            _said.add(self.about)
-            print_log(self.about, logger='current')
+        logging.getLogger('dan_mm').info(self.about)
         if not known:
-            _warn_once('The checkpoint does not say how its faces were '
-                       f'aligned: {ALIGNMENT} is taken, which may fit badly. '
-                       'Align the training data with `dan-mm align`.')
+            warnings.warn('The checkpoint does not say how its faces were '
+                          f'aligned: {ALIGNMENT} is taken, which may fit '
+                          'badly. Align the training data with `dan-mm '
+                          'align`.')
 
-    @staticmethod
-    def _find_classes(metainfo: dict, weights: dict,
-                      path: str) -> Tuple[str, ...]:
-        classes = metainfo.get('classes')
-        classes = tuple(map(str, classes)) if isinstance(
-            classes, (list, tuple)) else ()
-        last = [
-            len(value) for key, value in weights.items()
-            if key.startswith('head.') and key.endswith('fc.bias')
-        ]
-        if not classes or last and last[-1] != len(classes):
-            found = f'{last[-1]} classes' if last else 'no classifier'
-            raise ValueError(
-                f'The checkpoint {path} has {found}, and the names '
-                f'{classes or "of none"}. Convert an original checkpoint '
-                'with `--dataset`.')
-        if len(set(classes)) < len(classes) or not all(
-                name.isprintable() and len(name) <= 100 for name in classes):
+    def _check_classes(self, path: str) -> None:
+        if len(set(self.classes)) < len(self.classes) or not all(
+                name.isprintable() and len(name) <= 100
+                for name in self.classes):
             raise ValueError(f'The checkpoint {path} has the classes '
-                             f'{classes!r:.500}, expected different names '
-                             'that can be printed.')
-        return classes
-
-    def _build(self, found: FoundModel) -> ImageClassificationInferencer:
-        with default_scope('mmpretrain'):
-            model = build_classifier(found.description, found.weights,
-                                     found.path)
-            problems = compare_weights(
-                model, found.weights, optional='head.loss_')
-            if problems:
-                raise ValueError(
-                    f'The weights of {found.path} do not fit the model that '
-                    f'it describes: {list_some(problems)}. Give the `config` '
-                    'that it was trained with.')
-            model.load_state_dict(found.weights, strict=False)
-            dataset = dict(pipeline=found.description.pipeline)
-            model._config = Config(dict(test_dataloader=dict(dataset=dataset)))
-            try:
-                return ImageClassificationInferencer(
-                    model, device=self.device, classes=self.classes)
-            except Exception as error:
-                raise ValueError(
-                    f'The test pipeline of {found.path} cannot be built '
-                    f'({type(error).__name__}: {str(error):.300}), expected '
-                    'transforms of a face image. Get the checkpoint again, or '
-                    'give the `config` that it was trained with.') from error
-
-    def _try_pipeline(self, path: str, described: bool) -> None:
-        """Try the pipeline on a black face, bound what a described model
-        takes, and make it fast."""
-        size = self.alignment['size']
-        width, height = (size, size) if isinstance(size, int) else size
-        model = self._classifier.model
-        try:
-            crop = self._crop(np.zeros((height, width, 3), np.uint8), None)
-            data = next(self._preprocess([crop]))
-            stem = next((layer for layer in model.backbone.modules()
-                         if isinstance(layer, torch.nn.Conv2d)), None)
-            # Grey images may come from the loading step, which is left out.
-            if stem and stem.in_channels == 1 < len(data['inputs'][0]):
-                self._one_channel = True
-                data = next(self._preprocess([crop]))
-            inputs = model.data_preprocessor(data)['inputs']
-            if described:
-                largest = check_cost(model, inputs)
-                self._step = min(self._step, max(MAX_TENSOR // largest, 1))
-            switch_to_deploy(model, inputs.shape)
-        except Exception as error:
-            raise ValueError(
-                f'The model of {path} cannot be used for a face '
-                f'({type(error).__name__}: {str(error):.300}), expected one '
-                f'of a common size. {WITH_CONFIG}') from error
-
-    def _preprocess(self, crops: List[np.ndarray]) -> Iterator[dict]:
-        """Run the test pipeline on crops, as one batch."""
-        if self._one_channel:
-            crops = [mmcv.bgr2gray(crop) for crop in crops]
-        # An empty list is no batch.
-        return self._classifier.preprocess(crops, len(crops) or 1)
+                             f'{self.classes!r:.500}, expected different '
+                             'names that can be printed.')
 
     def __call__(self,
                  inputs: Union[Source, Sequence[Source]],
@@ -367,7 +304,7 @@ class FERInferencer:
             tuple[InputImage, ImageResult]: The image, and its faces.
         """
         if self.synthetic:
-            _warn_once(SYNTHETIC)
+            warnings.warn(SYNTHETIC)
         if smoothing is not None:
             FaceTracker(smoothing)  # refuses a value out of range
         sources = expand(inputs)
@@ -398,7 +335,7 @@ class FERInferencer:
                 except (OSError, RecursionError, ValueError):
                     found = 'something that cannot be read'
                 if found != self.alignment:
-                    _warn_once(
+                    warnings.warn(
                         f'{path} says that its faces were aligned with '
                         f'{found}, the model expects {self.alignment}. Align '
                         'them with `dan-mm align --like MODEL`.')
@@ -414,9 +351,9 @@ class FERInferencer:
         if aligned:
             found = [[None]] * len(whole)
         else:
-            with default_scope('mmpretrain'):  # only one thread builds it
+            with self._lock:  # only one thread builds it
                 self.detector = self.detector or FaceDetector(
-                    device=self.device)
+                    device=self.device, export=self.export)
             found = try_each(
                 partial(find_faces, self.detector), [img for img, _ in whole])
         faces = []
@@ -425,7 +362,7 @@ class FERInferencer:
                 result.error = (f'{result.path or "An array"} cannot be '
                                 f'searched for faces: {describe(several)}')
             else:
-                faces += [(img, face, result) for face in several]
+                faces += [(img, _rounded(face), result) for face in several]
         for start in range(0, len(faces), self._step):
             part = faces[start:start + self._step]
             crops, whole = [], []
@@ -453,8 +390,7 @@ class FERInferencer:
 
     def _crop(self, img: np.ndarray, face: Optional[Face]) -> np.ndarray:
         if face is not None:
-            img = self._align(
-                dict(img=img, keypoints=face.keypoints, bbox=face.bbox))['img']
+            img = self._aligner.align(img, face.keypoints)
         height, width = img.shape[:2]
         if max(height, width) > MAX_RATIO * min(height, width):
             raise ValueError(f'it has {width}x{height} pixels, expected sides '
@@ -464,37 +400,25 @@ class FERInferencer:
                 cv2.cvtColor(img, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
         return img
 
-    @torch.inference_mode()
     def _classify(self, crops: List[np.ndarray], embeddings: bool,
                   attention_maps: bool) -> List[FaceResult]:
-        model = self._classifier.model
-        results = []
-        for data in self._preprocess(crops):
-            data = model.data_preprocessor(data)
-            stage = model.backbone(data['inputs'])
-            feats = model.neck(stage) if model.with_neck else stage
-            samples = model.head.predict(feats, data['data_samples'])
-            vectors = maps = [None] * len(crops)
-            if embeddings:
-                vectors = model.head.pre_logits(feats).float().cpu().numpy()
-            if attention_maps and isinstance(model.neck, MAN):
-                maps = model.neck.attention_maps(stage).float().cpu().numpy()
-            for crop, sample, vector, one in zip(crops, samples, vectors,
-                                                 maps):
-                scores = dict(
-                    zip(self.classes,
-                        sample.pred_score.float().tolist()))
-                if not np.isfinite(list(scores.values())).all():
-                    raise CheckpointLoadError(
-                        f'The model gives the scores {scores}, expected '
-                        'numbers. Take another checkpoint.')
-                results.append(
-                    FaceResult(
-                        scores,
-                        embedding=vector,
-                        attention_maps=one,
-                        crop=crop if attention_maps else None))
-        return results
+        if not crops:
+            return []
+        found = self._classifier(crops, embeddings, attention_maps)
+        if not np.isfinite(found.scores).all():
+            raise CheckpointLoadError(
+                f'The model gives the scores {found.scores.tolist()!r:.200}, '
+                'expected numbers. Take another checkpoint.')
+        return [
+            FaceResult(
+                dict(zip(self.classes, scores.tolist())),
+                embedding=None
+                if found.embeddings is None else found.embeddings[i],
+                attention_maps=None
+                if found.attention_maps is None else found.attention_maps[i],
+                crop=crops[i] if attention_maps else None)
+            for i, scores in enumerate(found.scores)
+        ]
 
     def _smooth(self, tracker: FaceTracker, result: ImageResult) -> None:
         scores = [

@@ -9,10 +9,10 @@ from typing import Iterator, List, Sequence, Union
 import cv2
 import numpy as np
 
-from dan_mm.checkpoint import list_some
-from dan_mm.datasets.folder import list_images
-from dan_mm.datasets.loading import prepare_image
+from dan_mm.errors import list_some
+from dan_mm.imaging import prepare_image
 from dan_mm.reading import InputImage, MediaReader
+from dan_mm.reading.folders import list_images
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg',
           '.wmv', '.asf', '.flv', '.f4v', '.ogv', '.3gp', '.3g2', '.ts',

@@ -3,10 +3,9 @@ from typing import Callable, List, NamedTuple, Sequence, Set, Tuple
 
 import cv2
 import numpy as np
-from torch import from_numpy
-from torchvision.ops import box_iou
 
-from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.errors import CheckpointLoadError
+from dan_mm.imaging import box_iou
 from .faces import Face
 
 # Where RetinaFace finds the landmarks of upright faces: the mean over the
@@ -156,7 +155,7 @@ def _better_turns(detector: Detector, images: Sequence[np.ndarray],
         best = min(
             [one] + [
                 other for other in again if other.face.landmarks_plausible
-                and _iou(other.face.bbox, box) >= MIN_IOU
+                and box_iou(other.face.bbox[None], box[None]).item() >= MIN_IOU
             ],
             key=lambda one: one.doubt)
         if best.turns:
@@ -183,11 +182,6 @@ def _cut_out(img: np.ndarray,
         img[first[1]:last[1], first[0]:last[0]], (int(width), int(height)),
         interpolation=cv2.INTER_AREA)
     return crop, (bbox - np.tile(first, 2)) * scale
-
-
-def _iou(one: np.ndarray, other: np.ndarray) -> float:
-    boxes = (from_numpy(box[None].astype(np.float64)) for box in (one, other))
-    return box_iou(*boxes).item()
 
 
 def _drop_repeated(found: Sequence[_Found]) -> List[_Found]:

@@ -2,9 +2,8 @@
 from typing import Dict, List, NamedTuple, Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from torch import from_numpy
-from torchvision.ops import box_iou
+
+from dan_mm.imaging import box_iou
 
 
 class Track(NamedTuple):
@@ -76,12 +75,13 @@ class FaceTracker:
         numbers = [-1] * len(boxes)
         if known and len(boxes):
             last = np.stack([self.tracks[number].bbox for number in known])
-            iou = box_iou(from_numpy(np.stack(boxes)),
-                          from_numpy(last)).numpy()
-            # A pair that overlaps less, or has no area, is none.
-            iou[~(iou >= self.min_iou)] = 0
-            for i, j in zip(*linear_sum_assignment(iou, maximize=True)):
-                if iou[i, j] > 0:
+            iou = box_iou(np.stack(boxes), last)
+            # The pair that overlaps most comes first.
+            for i, j in zip(*np.unravel_index(
+                    np.argsort(-iou, None, kind='stable'), iou.shape)):
+                if iou[i, j] < self.min_iou:
+                    break
+                if numbers[i] < 0 and known[j] not in numbers:
                     numbers[i] = known[j]
         for i, number in enumerate(numbers):
             if number < 0:

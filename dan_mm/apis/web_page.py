@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from mmengine.visualization import Visualizer
 
-from dan_mm.datasets.loading import prepare_image
+from dan_mm.imaging import prepare_image
 from dan_mm.reading import MediaReader
 from .annotate import AnnotatedWriter
 from .drawing import draw_faces

@@ -6,7 +6,7 @@ import sys
 from typing import Optional, Sequence
 
 from dan_mm.version import __version__
-from . import align, doctor, download, predict, test, train, web
+from . import align, doctor, download, export, predict, test, train, web
 from .output import drop_output
 
 # Each module has `HELP`, `add_arguments(parser)` and `run(args)`, which
@@ -18,6 +18,7 @@ COMMANDS = dict(
     align=align,
     train=train,
     test=test,
+    export=export,
     web=web,
     download=download,
     doctor=doctor)

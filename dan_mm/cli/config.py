@@ -145,7 +145,7 @@ def refuse_checkpoints() -> Iterator[None]:
     Other errors come from the config, which is code of the user, who needs to
     see where it failed.
     """
-    from dan_mm.checkpoint import CheckpointLoadError
+    from dan_mm.errors import CheckpointLoadError
     try:
         yield
     except CheckpointLoadError as error:

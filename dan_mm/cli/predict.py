@@ -29,9 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='images, videos, folders, or the number of a camera')
     parser.add_argument(
         '--model',
-        help='a checkpoint, a work folder, or a name of the model index')
+        help='a checkpoint, a work folder, a folder of `dan-mm export`, or a '
+        'name of the model index')
     parser.add_argument(
         '--config', help='the config of the model, which is code and runs')
+    parser.add_argument(
+        '--precision',
+        choices=['float32', 'int8'],
+        default='float32',
+        help='of a folder of `dan-mm export` (default: %(default)s)')
     parser.add_argument(
         '--out',
         help='a folder for annotated images and videos, with the tree of '
@@ -84,13 +90,15 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
         args.model,
         args.config,
         device=args.device,
-        batch_size=args.batch_size)
+        batch_size=args.batch_size,
+        precision=args.precision)
     if not args.aligned:
         inferencer.detector = FaceDetector(
             args.detector_config,
             args.detector_checkpoint,
             device=args.device,
-            score_thr=args.score_thr)
+            score_thr=args.score_thr,
+            export=inferencer.export)
     summary, writers = Summary(), []
     console = Console(stderr=True)
     # A camera is endless.

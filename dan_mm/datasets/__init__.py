@@ -1,6 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+from dan_mm.imaging import align_face
 from .affectnet import AffectNet
-from .alignment import AlignFace, align_face
+from .alignment import AlignFace
 from .fer2013 import FER2013
 from .ferplus import FERPlus
 from .folder import FERFolder

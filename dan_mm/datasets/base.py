@@ -9,12 +9,11 @@ from typing import Dict, List, Optional, Sequence
 import numpy as np
 from mmpretrain.datasets import CustomDataset
 from sklearn.model_selection import train_test_split
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .alignment import ALIGNMENT, AlignFace
+from dan_mm.imaging import ALIGNMENT
+from dan_mm.reading.folders import EXTENSIONS
+from .alignment import AlignFace
 
-# Of an animation, the first frame is read.
-EXTENSIONS = (*IMG_EXTENSIONS, '.avif', '.gif', '.heic', '.heif', '.jfif')
 # Other names of the expressions
 ALIASES = dict(
     angry='anger',

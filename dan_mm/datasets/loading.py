@@ -1,7 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-from typing import Optional, Tuple
+from typing import Optional
 
-import cv2
 import mmcv
 import mmengine.fileio as fileio
 import numpy as np
@@ -77,36 +76,3 @@ class LoadCheckedImage(LoadImageFromFile):
     def __repr__(self) -> str:
         return (f'{type(self).__name__}(backend_args={self.backend_args}, '
                 f'color_type={self.color_type!r})')
-
-
-def prepare_image(
-        img: np.ndarray,
-        max_side: Optional[int] = None
-) -> Tuple[np.ndarray, Tuple[float, float]]:
-    """Make an image one that detectors take: BGR, and not too large.
-
-    It is uint8 of shape ``(H, W)``, or with 1, 3 (BGR) or 4 (BGRA) channels
-    last: grey ones get three equal channels, the fourth is dropped, and one
-    whose longer side has more pixels than ``max_side`` is shrunk to that.
-    Returns the image, uint8 of shape ``(H, W, 3)``, and by how much its width
-    and height were scaled. ValueError is raised if the array is no image.
-    """
-    if (img.dtype != np.uint8 or img.ndim not in (2, 3) or 0 in img.shape
-            or img.shape[2:] not in ((), (1, ), (3, ), (4, ))):
-        raise ValueError(
-            f'Got an array of {img.dtype} and of shape {img.shape} as an '
-            'image, expected uint8 of shape (height, width), or with 1, 3 '
-            '(BGR) or 4 (BGRA) channels last. Convert it.')
-    if img.shape[2:] in ((), (1, )):
-        img = cv2.cvtColor(img, cv2.COLOR_GRAY2BGR)
-    elif img.shape[2] == 4:
-        img = cv2.cvtColor(img, cv2.COLOR_BGRA2BGR)
-    height, width = img.shape[:2]
-    if max_side and max(height, width) > max_side:
-        # A side of a strip must not vanish.
-        size = [
-            max(round(side * max_side / max(height, width)), 1)
-            for side in (width, height)
-        ]
-        img = mmcv.imresize(img, size, interpolation='area')
-    return img, (img.shape[1] / width, img.shape[0] / height)

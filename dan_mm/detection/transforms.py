@@ -6,7 +6,7 @@ from mmcv.transforms import BaseTransform, RandomFlip
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.registry import TRANSFORMS
 
-from ..datasets.loading import prepare_image
+from dan_mm.imaging import prepare_image
 
 # The landmarks of a face in its mirror image
 FLIPPED_LANDMARKS = [1, 0, 2, 4, 3]

@@ -10,8 +10,8 @@ from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from mmpretrain.registry import HOOKS
 from torch.utils.data import Dataset
 
-from dan_mm.checkpoint import CheckpointLoadError, list_some
 from dan_mm.description import check_description, describe
+from dan_mm.errors import CheckpointLoadError, list_some
 from .training_state import check_training_state, continue_schedule
 
 

@@ -10,7 +10,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
-from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.errors import CheckpointLoadError
 
 
 def check_training_state(runner: Runner, checkpoint: dict) -> None:

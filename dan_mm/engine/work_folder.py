@@ -11,7 +11,7 @@ from typing import Dict, Iterator, NamedTuple, Optional
 
 from mmengine.runner import CheckpointLoader
 
-from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.errors import CheckpointLoadError
 from dan_mm.files import LOCK, fcntl, is_regular
 
 

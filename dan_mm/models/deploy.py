@@ -6,7 +6,7 @@ from mmcv.cnn import fuse_conv_bn
 from mmpretrain.models import ImageClassifier
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def switch_to_deploy(model: ImageClassifier, size: torch.Size) -> None:
     """Re-parameterise a classifier for inference, in place, and lay its
     weights out for convolutions over the last dimension.

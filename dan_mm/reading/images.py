@@ -1,16 +1,29 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import io
 import os
+import re
 import stat
 from typing import NamedTuple, Optional, Tuple
 
+import cv2
 import numpy as np
-import pi_heif
-from PIL import ExifTags, Image, UnidentifiedImageError
+
+try:
+    import pi_heif
+    from PIL import ExifTags, Image, UnidentifiedImageError
+except ImportError:  # where an export folder runs; OpenCV reads less
+    Image = None
 
 # Pillow knows more, among them PostScript, which Ghostscript would run.
 FORMATS = ('AVIF', 'BMP', 'GIF', 'HEIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
 # Within these, decoding an image takes at most 1.3 GB.
+# How files start that OpenCV reads as Pillow does
+SIGNATURES = dict(
+    BMP=b'BM',
+    JPEG=b'\xff\xd8\xff',
+    PNG=b'\x89PNG',
+    TIFF=b'(II\\*\0|MM\0\\*)',
+    WEBP=b'RIFF....WEBP')
 MAX_FILE = 2**27  # bytes
 MAX_PIXELS = 110_000_000  # phones take 108 megapixels
 MAX_SIDE = 65500  # of a JPEG; what is longer is no photograph
@@ -40,14 +53,6 @@ class InputImage(NamedTuple):
     error: Optional[str] = None
     duration: Optional[float] = None
     frames: Optional[int] = None
-
-
-def describe(error: Exception) -> str:
-    """Describe an error in one sentence, with its type unless the message is
-    one of ours."""
-    if isinstance(error, (OSError, ValueError)) and str(error):
-        return str(error)
-    return f'{type(error).__name__}: {error}'
 
 
 def check_regular(path: str, kind: str) -> os.stat_result:
@@ -139,6 +144,9 @@ def read_size(path: str) -> Tuple[int, int]:
         OSError: If it is missing or can't be read.
         ValueError: If it is no image.
     """
+    if Image is None:
+        height, width = read_image(path).shape[:2]
+        return width, height
     pi_heif.register_heif_opener()
     try:
         with Image.open(io.BytesIO(read_file(path)), formats=FORMATS) as image:
@@ -167,14 +175,14 @@ def decode_image(content: bytes,
     Raises:
         ValueError: If it is no image, broken, truncated or too large.
     """
+    decode = _decode_opencv if Image is None else _decode
     try:
-        return _decode(content, use_orientation)
-    except UnidentifiedImageError:
-        # Its message is the address of an object.
+        return decode(content, use_orientation)
+    except _UnknownFormat as error:
         raise ValueError(
             f'The image {path} cannot be decoded: its content is none of '
-            f'{", ".join(FORMATS)}, whatever its extension. Convert or '
-            'remove it.') from None
+            f'{error}, whatever its extension. Convert or remove it.'
+        ) from None
     except MemoryError:
         raise
     except Exception as error:
@@ -184,9 +192,39 @@ def decode_image(content: bytes,
             'image file. Replace or remove it.') from error
 
 
+class _UnknownFormat(ValueError):
+    """The content is none of these formats."""
+
+
+def _decode_opencv(content: bytes, use_orientation: bool) -> np.ndarray:
+    if not any(
+            re.match(start, content, re.DOTALL)
+            for start in SIGNATURES.values()):
+        raise _UnknownFormat(
+            f'{", ".join(SIGNATURES)} (with `pip install pillow pi-heif` '
+            f'also {", ".join(sorted({*FORMATS} - {*SIGNATURES}))})')
+    # Before version 4.12, the missing part of a JPEG is grey.
+    if content.startswith(
+            SIGNATURES['JPEG']) and (content.rfind(b'\xff\xd9')
+                                     < content.rfind(b'\xff\xda')):
+        raise ValueError('it is truncated')
+    flags = cv2.IMREAD_COLOR
+    if not use_orientation:
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    img = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    if img is None:
+        raise ValueError('it is broken, truncated or too large')
+    return img
+
+
 def _decode(content: bytes, use_orientation: bool) -> np.ndarray:
     pi_heif.register_heif_opener()
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        # Its message is the address of an object.
+        raise _UnknownFormat(', '.join(FORMATS)) from None
+    with image:
         if (image.width * image.height > MAX_PIXELS
                 or max(image.size) > MAX_SIDE):
             raise ValueError(
@@ -207,7 +245,7 @@ def _decode(content: bytes, use_orientation: bool) -> np.ndarray:
     return np.ascontiguousarray(img)
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: 'Image.Image') -> int:
     # Each entry of EXIF may claim all of it again.
     if max(
             len(image.info.get(key) or '')
@@ -221,7 +259,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_bgr(image: Image.Image) -> np.ndarray:
+def _to_bgr(image: 'Image.Image') -> np.ndarray:
     """Convert in strips: Pillow would make two copies of four bytes a
     pixel."""
     img = np.empty((image.height, image.width, 3), np.uint8)

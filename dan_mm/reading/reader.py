@@ -15,8 +15,8 @@ from typing import BinaryIO, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
-from .images import InputImage, describe, read_image, read_size
-from .videos import add_sound, read_video
+from dan_mm.errors import describe
+from .images import MAX_PIXELS, InputImage, read_image, read_size
 
 # Above what the process takes before
 MAX_MEMORY = 1_350_000_000  # bytes
@@ -33,9 +33,16 @@ def read_any(path: str, is_video: bool) -> Iterator[InputImage]:
     """Read an image or a video; what is wrong becomes an error of it."""
     try:
         if is_video:
+            from .videos import read_video
             yield from read_video(path)
         else:
             yield InputImage(read_image(path), path)
+    except ModuleNotFoundError:
+        yield InputImage(
+            None,
+            path,
+            error=f'The video {path} cannot be read: PyAV is missing. Run '
+            '`pip install av`.')
     except MemoryError:
         yield InputImage(
             None,
@@ -51,7 +58,13 @@ def read_sizes(path: str) -> Iterator[tuple]:
     yield read_size(path)
 
 
-JOBS = dict(read=read_any, read_size=read_sizes, add_sound=add_sound)
+def copy_sound(path: str, source: str, target: str) -> Iterator[None]:
+    """See :func:`dan_mm.reading.videos.add_sound`."""
+    from .videos import add_sound
+    yield from add_sound(path, source, target)
+
+
+JOBS = dict(read=read_any, read_size=read_sizes, add_sound=copy_sound)
 
 
 class MediaReader:
@@ -194,6 +207,7 @@ class _Process:
             env=dict(
                 os.environ,
                 OPENBLAS_NUM_THREADS='1',
+                OPENCV_IO_MAX_IMAGE_PIXELS=str(MAX_PIXELS),
                 MALLOC_MMAP_THRESHOLD_=str(2**20)))
 
     def submit(self, job: tuple) -> None:

@@ -15,7 +15,7 @@ from dan_mm.apis import align_tree
 from dan_mm.apis.faces import Face
 from dan_mm.apis.orientation import UPRIGHT
 from dan_mm.datasets import FERPlus
-from dan_mm.datasets.alignment import align_face
+from dan_mm.imaging import align_face
 
 SIZE = 64
 

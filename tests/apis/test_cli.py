@@ -16,7 +16,6 @@ from conftest import ROOT, is_crop
 
 import dan_mm
 from dan_mm import apis, cli
-from dan_mm.apis import inferencer
 
 
 @pytest.fixture
@@ -288,7 +287,6 @@ def test_a_full_disk_for_images(predict, tree, tmp_path, monkeypatch):
 
 def test_a_warning_is_a_line(tree, work_dir, monkeypatch, capfd):
     """Those of this package, without a place in the code."""
-    monkeypatch.setattr(inferencer, '_said', set())
     checkpoint = torch.load(work_dir / 'epoch_5.pth', weights_only=False)
     checkpoint['meta']['dataset_meta'].pop('alignment')
     torch.save(checkpoint, tree / 'model.pth')

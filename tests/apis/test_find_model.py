@@ -13,8 +13,8 @@ from mmpretrain.apis import ModelHub
 
 from dan_mm.apis import find_model
 from dan_mm.apis.model_index import DEFAULT_MODEL, shipped_model
-from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.datasets import FERPlus
+from dan_mm.errors import CheckpointLoadError
 
 FERPLUS = FERPlus.METAINFO['classes']
 

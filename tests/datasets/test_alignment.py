@@ -9,8 +9,8 @@ from conftest import draw_face, shared
 from mmpretrain.registry import DATASETS, TRANSFORMS
 
 from dan_mm.datasets import FER2013, RAFDB, SFEW, AffectNet, FERPlus, SynthFace
-from dan_mm.datasets.alignment import (align_face, box_transform,
-                                       face_template, similarity_transform)
+from dan_mm.imaging import (align_face, box_transform, face_template,
+                            similarity_transform)
 
 
 def least_squares(source, target):

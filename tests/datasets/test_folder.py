@@ -6,7 +6,7 @@ import cv2
 import pytest
 from conftest import draw_face, load_dataset
 
-from dan_mm.datasets.folder import list_images
+from dan_mm.reading.folders import list_images
 
 
 def make(root, **counts):

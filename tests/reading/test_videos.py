@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dan_mm.reading import VideoWriter, videos
-from dan_mm.reading.videos import add_sound, read_video
+from dan_mm.reading import videos
+from dan_mm.reading.videos import VideoWriter, add_sound, read_video
 
 RATE = 44100  # of the sound
 

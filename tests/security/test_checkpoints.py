@@ -16,11 +16,11 @@ from mmengine.runner import CheckpointLoader, Runner, load_state_dict
 from tiny_training import config
 
 from dan_mm import cli
-from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.cli import test as test_cli
 from dan_mm.cli import train as train_cli
 from dan_mm.engine.checkpoint_hook import AtomicLocalBackend
 from dan_mm.engine.training_state import check_training_state
+from dan_mm.errors import CheckpointLoadError
 
 CONVERTERS = f'{ROOT}/tools/model_converters'
 WRONG = dict(

@@ -18,9 +18,9 @@ from processes import start, wait
 from watch import META, load, refused_or, watched
 
 from dan_mm.apis import FERInferencer
-from dan_mm.apis.find_model import find_model
-from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.apis.found_model import find_model
 from dan_mm.datasets import RAFDB, FERFolder, FERPlus
+from dan_mm.errors import CheckpointLoadError
 
 CORPUS = osp.join(osp.dirname(__file__), 'corpus')
 REFUSED = CheckpointLoadError, ValueError

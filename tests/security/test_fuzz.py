@@ -26,7 +26,7 @@ from watch import META, MODULES, check_paths, load, refused_or, watched
 
 from dan_mm import description
 from dan_mm.apis import FERInferencer
-from dan_mm.apis.find_model import find_model
+from dan_mm.apis.found_model import find_model
 from dan_mm.datasets import RAFDB, FERFolder, FERPlus, LoadCheckedImage
 
 pytest.importorskip('hypothesis', reason="needs it: pip install -e '.[dev]'")

@@ -30,7 +30,8 @@ from dan_mm.cli import test as test_cli
 from dan_mm.evaluation import AtomicDumpResults
 from dan_mm.files import (atomic_write, from_cell, lock_folder, open_result,
                           to_cell)
-from dan_mm.reading import MediaReader, VideoWriter
+from dan_mm.reading import MediaReader
+from dan_mm.reading.videos import VideoWriter
 
 
 def stub(images):

@@ -13,11 +13,11 @@ import pytest
 import torch
 from tiny_training import assert_same, config, load
 
-from dan_mm.checkpoint import CheckpointLoadError
 from dan_mm.cli import train as cli
 from dan_mm.engine import EpochSeedHook
 from dan_mm.engine.work_folder import (check_writable, find_resumable,
                                        use_work_folder)
+from dan_mm.errors import CheckpointLoadError
 
 
 @pytest.fixture(scope='module')

@@ -15,8 +15,8 @@ from conversion import (UNREADABLE, Plan, find_file, parse_number, read_csv,
 from rich.progress import track
 
 from dan_mm.datasets import AffectNet, LoadCheckedImage
-from dan_mm.datasets.folder import (find_classes, find_splits, list_folders,
-                                    list_images)
+from dan_mm.datasets.folder import find_classes, find_splits
+from dan_mm.reading.folders import list_folders, list_images
 
 FORMS = ('`train/<0 to 7>/*` and `val/<0 to 7>/*`; `train_set/images/*` and '
          '`train_set/annotations/*_exp.npy`, and the same in `val_set`; '

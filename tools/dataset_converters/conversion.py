@@ -18,10 +18,10 @@ from typing import (Callable, Dict, Iterator, List, NamedTuple, Optional,
 from rich.progress import track
 
 from dan_mm.datasets import LoadCheckedImage
-from dan_mm.datasets.folder import (HIDDEN, LOOP, MISSING, ClassFolders,
-                                    find_classes, find_splits, scan)
+from dan_mm.datasets.folder import ClassFolders, find_classes, find_splits
 from dan_mm.files import (check_tree, lock_folder, remove_partials, to_cell,
                           write_bytes)
+from dan_mm.reading.folders import HIDDEN, LOOP, MISSING, scan
 
 LEFT_OUT = 'left_out.csv'
 SOURCE = '.source'

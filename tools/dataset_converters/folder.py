@@ -8,7 +8,8 @@ from conversion import Plan, run
 
 from dan_mm.datasets import AffectNet, FERFolder
 from dan_mm.datasets.base import canonical_name
-from dan_mm.datasets.folder import find_classes, find_splits, list_folders
+from dan_mm.datasets.folder import find_classes, find_splits
+from dan_mm.reading.folders import list_folders
 
 FORMS = ('a folder of images for each class, or such folders in `train` and '
          '`val` or `test`')

@@ -15,10 +15,10 @@ from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score
 
 from dan_mm import register_all_modules
-from dan_mm.checkpoint import CheckpointLoadError, list_some
 from dan_mm.cli.output import refuse_unwritten
 from dan_mm.description import check_description, describe
 from dan_mm.engine.hooks import compare_weights
+from dan_mm.errors import CheckpointLoadError, list_some
 from dan_mm.evaluation import expected_calibration_error, fit_temperature
 from dan_mm.files import check_file, save_checkpoint
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Optional, Sequence
 
-from dan_mm.checkpoint import CheckpointLoadError
+from dan_mm.errors import CheckpointLoadError
 from dan_mm.models.retinaface_weights import convert_file
 
 

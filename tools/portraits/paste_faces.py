@@ -14,8 +14,8 @@ import sklearn.datasets
 from rich.progress import track
 
 from dan_mm.datasets import LoadCheckedImage
-from dan_mm.datasets.folder import list_images
 from dan_mm.files import check_tree, write_bytes
+from dan_mm.reading.folders import list_images
 
 INDEX = 'index.csv'
 NUMBERS = [

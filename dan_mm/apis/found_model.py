@@ -69,6 +69,9 @@ def find_model(model: Union[str, PathLike, None] = None,
             f'The checkpoint {path} does not describe its model, expected one '
             f'that `dan-mm train` wrote or that was converted. {WITH_CONFIG}')
     metainfo = check_metainfo(meta.get('dataset_meta'), path)
+    calibration = meta.get('calibration')
+    if isinstance(calibration, dict):
+        metainfo['temperature'] = calibration.get('temperature')
     return FoundModel(description, weights, path, metainfo)
 
 
