@@ -147,8 +147,9 @@ def align_face(img: np.ndarray,
         raise ValueError('Got neither landmarks nor a box, expected one of '
                          'them.')
     # Bilinear interpolation of an image that shrinks skips pixels.
-    if np.hypot(matrix[0, 0], matrix[1, 0]) < 0.5:
-        scale = np.hypot(matrix[0, 0], matrix[1, 0])
+    scale = np.hypot(matrix[0, 0], matrix[1, 0])
+    if scale < 0.5:
+        img, matrix = _cut_out(img, matrix, size, 4 / scale)
         height, width = img.shape[:2]
         small = max(round(width * scale), 1), max(round(height * scale), 1)
         img = cv2.resize(img, small, interpolation=cv2.INTER_AREA)
@@ -158,20 +159,20 @@ def align_face(img: np.ndarray,
                                      (x - 1) / 2], [0, y,
                                                     (y - 1) / 2], [0, 0, 1]])
     if max(img.shape[:2]) >= MAX_WARP:
-        img, matrix = _cut_out(img, matrix, size)
+        img, matrix = _cut_out(img, matrix, size, 4)
     return cv2.warpAffine(
         img, matrix, size, flags=INTERPOLATIONS[interpolation])
 
 
-def _cut_out(img: np.ndarray, matrix: np.ndarray,
-             size: Tuple[int, int]) -> Tuple[np.ndarray, np.ndarray]:
-    """Cut out the part of an image that a crop needs."""
+def _cut_out(img: np.ndarray, matrix: np.ndarray, size: Tuple[int, int],
+             border: float) -> Tuple[np.ndarray, np.ndarray]:
+    """Cut out the part of an image that a crop needs, with a border that
+    interpolation reaches, in pixels."""
     corners = np.array([[0, 0, 1], [size[0], 0, 1], [0, size[1], 1],
                         [*size, 1]])
     needed = corners @ cv2.invertAffineTransform(matrix).T
-    # Interpolation reaches 4 pixels beyond.
-    first = np.floor(needed.min(0)).astype(int) - 4
-    last = np.ceil(needed.max(0)).astype(int) + 4
+    first = np.floor(needed.min(0) - border).astype(int)
+    last = np.ceil(needed.max(0) + border).astype(int)
     first = np.clip(first, 0, np.array(img.shape[1::-1]) - 1)
     last = np.clip(last, first + 1, first + MAX_WARP - 1)
     part = img[first[1]:last[1], first[0]:last[0]]

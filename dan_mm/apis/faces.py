@@ -1,5 +1,4 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
-from collections import defaultdict
 from typing import (TYPE_CHECKING, Callable, List, NamedTuple, Optional,
                     Sequence)
 
@@ -109,12 +108,3 @@ class FaceDetector:
             for bbox, score, keypoints in zip(*found)
             if score >= self.score_thr
         ] for found in self._find(images)]
-
-
-def group_by_shape(shapes: Sequence[tuple]) -> List[List[int]]:
-    """Group images for batches: padding to a common size would reach the
-    results at the border."""
-    groups = defaultdict(list)
-    for i, shape in enumerate(shapes):
-        groups[shape].append(i)
-    return list(groups.values())

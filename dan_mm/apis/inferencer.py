@@ -18,7 +18,7 @@ from dan_mm.imaging import FaceAligner
 from dan_mm.onnx.folder import ExportFolder, is_export, read_export
 from dan_mm.reading import InputImage, MediaReader
 from .faces import Face, FaceDetector
-from .media import Source, batches, expand, read
+from .media import Source, batches, expand, prefetch, read
 from .orientation import find_faces, try_each
 from .tracking import FaceTracker
 
@@ -314,7 +314,8 @@ class FERInferencer:
         # A camera must not wait for frames to come.
         camera = any(isinstance(source, int) for source in sources)
         size = 1 if camera else self.batch_size
-        for batch in batches(read(sources, self._reader), size):
+        taken = batches(read(sources, self._reader), size)
+        for batch in taken if camera else prefetch(taken):
             results = self._predict(batch, aligned, embeddings, attention_maps)
             for image, result in zip(batch, results):
                 if smoothing is not None and image.frame is not None:

@@ -4,7 +4,8 @@ import time
 import warnings
 from itertools import count, groupby
 from os import PathLike
-from typing import Iterator, List, Sequence, Union
+from threading import Thread
+from typing import Iterator, List, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -132,6 +133,36 @@ def _read_camera(number: int) -> Iterator[InputImage]:
                 'allowed and not in use.')
     finally:
         camera.release()
+
+
+def prefetch(items: Iterator) -> Iterator:
+    """Take the next item in a thread while one is used. An item is never
+    None."""
+
+    def take(taken: list) -> None:
+        try:
+            taken.append(next(items, None))
+        except BaseException as error:
+            taken.append(error)
+
+    def start() -> Tuple[Thread, list]:
+        taken: list = []
+        # A program that ends waits for no image.
+        thread = Thread(target=take, args=(taken, ), daemon=True)
+        thread.start()
+        return thread, taken
+
+    thread, taken = start()
+    while True:
+        thread.join()
+        item = taken.pop()
+        if isinstance(item, BaseException):
+            raise item
+        if item is None:
+            return
+        thread, taken = start()
+        yield item
+        del item
 
 
 def batches(images: Iterator[InputImage],

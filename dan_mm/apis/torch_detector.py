@@ -1,5 +1,6 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """Face detectors that run with PyTorch."""
+from collections import defaultdict
 from typing import List, Optional, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from dan_mm.imaging import prepare_image
 from dan_mm.models.retinaface import RetinaFace
 from dan_mm.models.retinaface_weights import get_weights
 from dan_mm.scope import default_scope
-from .faces import Detections, group_by_shape
+from .faces import Detections
 
 
 def choose_device(device: Optional[str] = None) -> str:
@@ -27,6 +28,15 @@ def choose_device(device: Optional[str] = None) -> str:
         raise ValueError(f"Got the device '{device}' ({reason}), expected one "
                          f"that is here, such as '{get_device()}'.") from error
     return device
+
+
+def group_by_shape(shapes: Sequence[tuple]) -> List[List[int]]:
+    """Group images for batches: padding to a common size would reach the
+    results at the border."""
+    groups = defaultdict(list)
+    for i, shape in enumerate(shapes):
+        groups[shape].append(i)
+    return list(groups.values())
 
 
 class RetinaFaceFinder:

@@ -66,8 +66,8 @@ class ExportedClassifier(nn.Module):
 
 class ExportedDetector(nn.Module):
     """RetinaFace from images, BGR, uint8 of shape ``(B, H, W, 3)``, to the
-    scores ``(B, N)``, boxes ``(B, N, 4)`` and landmarks ``(B, N, 5, 2)`` of
-    its N anchors, in pixels."""
+    scores ``(B, N)`` of its N anchors, and to their boxes ``(B, N, 4)`` and
+    landmarks ``(B, N, 10)``, which are not decoded: most are no faces."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,39 +77,16 @@ class ExportedDetector(nn.Module):
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         """Find faces."""
-        model = self.model
         x = images.permute(0, 3, 1, 2).float()
-        x = x - x.new_tensor(model.MEAN)[:, None, None]
-        levels = [
-            self._decode(*level)
-            for level in zip(*model(x), model.STRIDES, model.SIDES)
-        ]
-        return tuple(torch.cat(outs, 1) for outs in zip(*levels))
-
-    def _decode(self, cls_score: Tensor, bbox_pred: Tensor, kpt_pred: Tensor,
-                stride: int, sides: Sequence[int]) -> Tuple[Tensor, ...]:
-        """Decode all anchors of a level, as
-        :meth:`dan_mm.models.retinaface.RetinaFace._decode` does."""
-        model = self.model
-        # (B, H, W, 2 anchors, values)
-        cls_score, bbox_pred, kpt_pred = (
-            out.unflatten(1, (2, -1)).permute(0, 3, 4, 1, 2)
-            for out in (cls_score, bbox_pred, kpt_pred))
-        scores = (cls_score[..., 0] - cls_score[..., 1]).sigmoid()
-        priors = model._make_priors(cls_score[0, ..., 0, 0], stride, sides)
-        center_spread, size_spread = model.VARIANCES
-        limit = float(np.log(model.MAX_RATIO))
-        bbox_pred, kpt_pred = bbox_pred.flatten(1, 3), kpt_pred.flatten(1, 3)
-        sizes = priors[:, 2:] - priors[:, :2]
-        centers = (priors[:, :2] + priors[:, 2:]) / 2
-        halves = sizes / 2 * (bbox_pred[..., 2:] * size_spread).clamp(
-            -limit, limit).exp()
-        middles = centers + bbox_pred[..., :2] * center_spread * sizes
-        bboxes = torch.cat([middles - halves, middles + halves], -1)
-        keypoints = (
-            centers[:, None] + kpt_pred.unflatten(-1, (-1, 2)) *
-            (center_spread * sizes)[:, None])
-        return scores.flatten(1), bboxes, keypoints
+        x = x - x.new_tensor(self.model.MEAN)[:, None, None]
+        # (B, H * W * 2 anchors, values) of all levels
+        logits, bboxes, keypoints = (
+            torch.cat([
+                out.unflatten(1, (2, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+                for out in outs
+            ], 1) for outs in self.model(x))
+        scores = (logits[..., 0] - logits[..., 1]).sigmoid()
+        return scores, bboxes, keypoints
 
 
 def describe_pipeline(pipeline: Sequence[dict], path: str) -> List[dict]:

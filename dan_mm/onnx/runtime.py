@@ -1,23 +1,33 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """Run an export folder with NumPy, OpenCV and onnxruntime."""
+import os
 import os.path as osp
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
 from dan_mm.apis.classifier import Classified
-from dan_mm.apis.faces import Detections, group_by_shape
+from dan_mm.apis.faces import Detections
 from dan_mm.errors import CheckpointLoadError
 from dan_mm.imaging import INTERPOLATIONS, prepare_image
 from .folder import METADATA, ExportFolder, encode
 
-# RetinaFace's own threshold, suppression and largest number of faces
+# Of RetinaFace: threshold, suppression, largest number of faces, the sides of
+# the two anchors at each place of a map by its stride, variances and clipping
 SCORE_THR, IOU_THR, MAX_FACES = 0.02, 0.4, 750
+ANCHORS = {8: (16, 32), 16: (64, 128), 32: (256, 512)}
+VARIANCES, MAX_RATIO = (0.1, 0.2), 1000 / 16
 
 
-def _open(folder: ExportFolder, name: str, device: Optional[str]):
-    """Start a session, or say what is missing."""
+def _open(folder: ExportFolder,
+          name: str,
+          device: Optional[str],
+          threads: int = 0):
+    """Start a session with that many threads, 0 for all processors, or say
+    what is missing."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -35,6 +45,9 @@ def _open(folder: ExportFolder, name: str, device: Optional[str]):
                          'with the package onnxruntime-gpu.')
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Threads that wait for work would slow down reading.
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(
             folder.models[name], options, providers=providers)
@@ -196,6 +209,8 @@ class ONNXDetector:
     def __init__(self, folder: ExportFolder, device: Optional[str],
                  max_side: int, score_thr: float) -> None:
         self.session = _open(folder, 'detector.onnx', device)
+        self._each = _open(folder, 'detector.onnx', device, threads=1)
+        self._pool = ThreadPoolExecutor(os.cpu_count())
         self.max_side = max_side
         # Of two faces at one place the more certain one stays: what is below
         # the threshold does not change what is above.
@@ -203,32 +218,65 @@ class ONNXDetector:
 
     def __call__(self, images: Sequence[np.ndarray]) -> List[Detections]:
         """Find faces: see :class:`dan_mm.apis.FaceDetector`."""
-        prepared = [prepare_image(img, self.max_side) for img in images]
-        results: List[Detections] = [None] * len(images)
-        for group in group_by_shape([img.shape for img, _ in prepared]):
-            batch = np.stack([prepared[i][0] for i in group])
-            outs = self.session.run(['scores', 'bboxes', 'keypoints'],
-                                    {'images': batch})
-            if not all(np.isfinite(out).all() for out in outs):
-                raise CheckpointLoadError(
-                    'The face detector gives what is no number. Export the '
-                    'model again.')
-            for i, *out in zip(group, *outs):
-                results[i] = self._select(*out, prepared[i][1])
-        return results
+        if len(images) == 1:
+            return [self._find(self.session, images[0])]
+        # Several images on a processor each take less time and memory than
+        # one batch on all of them.
+        return list(self._pool.map(partial(self._find, self._each), images))
 
-    def _select(self, scores: np.ndarray, bboxes: np.ndarray,
-                keypoints: np.ndarray, factor: tuple) -> Detections:
+    def _find(self, session, img: np.ndarray) -> Detections:
+        """Find the faces of an image."""
+        img, factor = prepare_image(img, self.max_side)
+        outs = session.run(['scores', 'bboxes', 'keypoints'],
+                           {'images': img[None]})
+        if not all(np.isfinite(out).all() for out in outs):
+            raise CheckpointLoadError(
+                'The face detector gives what is no number. Export the model '
+                'again.')
+        return self._decode(*(out[0] for out in outs), img.shape, factor)
+
+    def _decode(self, scores: np.ndarray, deltas: np.ndarray,
+                offsets: np.ndarray, shape: tuple,
+                factor: tuple) -> Detections:
+        """Decode the faces of an image, and suppress boxes that overlap."""
         kept = np.flatnonzero(scores > self.score_thr)
         kept = kept[np.argsort(-scores[kept], kind='stable')]
+        scores, deltas, offsets = scores[kept], deltas[kept], offsets[kept]
+        centers, sides = select_anchors(kept, *shape[:2])
+        limit = np.log(MAX_RATIO)
+        halves = sides / 2 * np.exp(
+            np.clip(deltas[:, 2:] * VARIANCES[1], -limit, limit))
+        middles = centers + deltas[:, :2] * VARIANCES[0] * sides
+        keypoints = centers[:, None] + VARIANCES[0] * (
+            offsets.reshape(-1, 5, 2) * sides[:, None])
         factor = np.float32(factor)
-        bboxes = bboxes[kept] / np.tile(factor, 2)
+        bboxes = np.hstack([middles - halves, middles + halves]) / np.tile(
+            factor, 2)
         # The original code counts the last pixel: a box from 0 to 9 is 10
         # wide.
-        chosen = suppress(bboxes + np.float32([0, 0, 1, 1]), IOU_THR)
-        chosen = chosen[:MAX_FACES]
-        return Detections(bboxes[chosen], scores[kept][chosen],
-                          keypoints[kept][chosen] / factor)
+        chosen = suppress(bboxes + (0, 0, 1, 1), IOU_THR)[:MAX_FACES]
+        return Detections(
+            np.float32(bboxes[chosen]), scores[chosen],
+            np.float32(keypoints[chosen] / factor))
+
+
+def select_anchors(numbers: np.ndarray, height: int,
+                   width: int) -> Tuple[np.ndarray, np.ndarray]:
+    """The centres, of shape ``(N, 2)``, and sides, of shape ``(N, 1)``, of
+    numbered anchors of an image, in pixels: map by map, row by row."""
+    centers = np.empty((len(numbers), 2))
+    sides = np.empty((len(numbers), 1))
+    first = 0
+    for stride, pair in ANCHORS.items():
+        columns = -(-width // stride)
+        last = first + 2 * columns * -(-height // stride)
+        here = (first <= numbers) & (numbers < last)
+        place, anchor = np.divmod(numbers[here] - first, 2)
+        y, x = np.divmod(place, columns)
+        centers[here] = (np.column_stack([x, y]) + 0.5) * stride
+        sides[here, 0] = np.array(pair)[anchor]
+        first = last
+    return centers, sides
 
 
 def suppress(bboxes: np.ndarray, iou_thr: float) -> np.ndarray:

@@ -354,4 +354,8 @@ def test_suppression(exported):
     assert runtime.IOU_THR == RetinaFace.IOU_THR
     assert runtime.MAX_FACES == RetinaFace.MAX_PER_IMG
     assert runtime.SCORE_THR == RetinaFace.SCORE_THR
+    assert tuple(runtime.ANCHORS) == RetinaFace.STRIDES
+    assert tuple(runtime.ANCHORS.values()) == RetinaFace.SIDES
+    assert runtime.VARIANCES == RetinaFace.VARIANCES
+    assert runtime.MAX_RATIO == RetinaFace.MAX_RATIO
     assert runtime.suppress(np.zeros((0, 4)), 0.4).tolist() == []
