@@ -189,7 +189,13 @@ class FERInferencer:
                              'expected an export folder. Run `dan-mm export` '
                              'with --calibrate.')
         else:
-            from .torch_classifier import TorchClassifier
+            try:
+                from .torch_classifier import TorchClassifier
+            except ModuleNotFoundError as error:
+                raise ImportError(
+                    f'{error.name} is missing, expected it for a checkpoint. '
+                    'Install dan-mm with its requirements, or give a folder '
+                    'of `dan-mm export`.') from error
             self._classifier = TorchClassifier(model, config, device)
         self.device = self._classifier.device
         self.batch_size = batch_size

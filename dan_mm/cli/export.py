@@ -63,8 +63,7 @@ def export(args: argparse.Namespace, output: IO[str]) -> int:
     except ModuleNotFoundError as error:
         raise ImportError(
             f'{error.name} is missing, expected it for the export. Run `pip '
-            "install 'dan-mm[onnx]'`, or `pip install onnx onnxruntime "
-            'onnxscript`.') from error
+            'install onnx onnxruntime onnxscript`.') from error
     print('Exporting ...', file=sys.stderr)
     inferencer = write(args.model, args.out, args.config)
     if args.calibrate:

@@ -62,9 +62,8 @@ def quantize(out: str, inferencer: FERInferencer, sources: Sequence,
     Raises:
         ValueError: If no face is found.
     """
-    step = max(-(-len(sources) // MAX_CROPS), 1)
     images = [
-        image.img for image in read(sources[::step], inferencer._reader)
+        image.img for image in read(_some(sources), inferencer._reader)
         if image.img is not None
     ]
     if aligned:
@@ -84,9 +83,8 @@ def quantize(out: str, inferencer: FERInferencer, sources: Sequence,
     with open(osp.join(out, MANIFEST), encoding='utf-8') as file:
         files = json.load(file)['files']
     prepare = ONNXClassifier(folder, 'cpu')._preprocess
-    step = max(-(-len(crops) // MAX_CROPS), 1)
     batches = dict(
-        classifier=_batch([prepare(crop) for crop in crops[::step]]),
+        classifier=_batch([prepare(crop) for crop in _some(crops)]),
         detector=(prepare_image(img, LONGEST)[0][None]
                   for img in images[:MAX_IMAGES]))
     for name, samples in batches.items():
@@ -95,6 +93,12 @@ def quantize(out: str, inferencer: FERInferencer, sources: Sequence,
         file = model_file(name, 'int8')
         files[file] = write_file(content, out, file)
     write_manifest(out, folder.about, files)
+
+
+def _some(items: Sequence) -> List:
+    """Take up to so many items, evenly spread."""
+    numbers = np.linspace(0, len(items) - 1, min(len(items), MAX_CROPS))
+    return [items[i] for i in numbers.astype(int)]
 
 
 def _mosaic(crops: List[np.ndarray]) -> np.ndarray:
