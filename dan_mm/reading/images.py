@@ -3,6 +3,7 @@ import io
 import os
 import re
 import stat
+from contextlib import suppress
 from typing import NamedTuple, Optional, Tuple
 
 import cv2
@@ -211,9 +212,12 @@ def _decode_opencv(content: bytes, use_orientation: bool) -> np.ndarray:
     flags = cv2.IMREAD_COLOR
     if not use_orientation:
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
-    img = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    img = None
+    with suppress(cv2.error):  # of too many pixels
+        img = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     if img is None:
-        raise ValueError('it is broken, truncated or too large')
+        raise ValueError('it is broken, truncated or has more than '
+                         f'{MAX_PIXELS} pixels')
     return img
 
 

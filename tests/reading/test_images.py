@@ -185,3 +185,55 @@ def test_strips(tmp_path, monkeypatch, mode):
     image.save(tmp_path / 'a.tiff')
     monkeypatch.setattr(images, 'STRIP', 100)
     assert np.array_equal(read_image(str(tmp_path / 'a.tiff')), expected)
+
+
+def images_of_all_kinds():
+    """Files that OpenCV should read as Pillow does."""
+    rng = np.random.default_rng(0)
+    smooth = cv2.resize(rng.integers(0, 256, (9, 11, 3), np.uint8), (113, 91))
+    color = Image.fromarray(smooth)
+    yield 'grey.png', color.convert('L'), {}
+    yield 'palette.png', color.convert('P'), {}
+    yield 'alpha.png', color.convert('RGBA'), {}
+    yield 'sixteen.png', Image.fromarray(
+        (smooth[..., 0].astype(np.uint16) << 8) + 77), {}
+    yield 'a.bmp', color, {}
+    yield 'a.tif', color, dict(compression='tiff_lzw')
+    yield 'a.webp', color, {}
+    yield 'grey.jpg', color.convert('L'), {}
+    yield 'progressive.jpg', color, dict(progressive=True, subsampling=2)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        yield f'{orientation}.jpg', color, dict(exif=exif)
+
+
+@pytest.mark.parametrize(
+    'name, image, options',
+    images_of_all_kinds(),
+    ids=[name for name, *_ in images_of_all_kinds()])
+def test_without_pillow(name, image, options, tmp_path, monkeypatch):
+    """OpenCV gives the same pixels, and refuses what is cut off."""
+    path = str(tmp_path / name)
+    image.save(path, **options)
+    with open(path, 'rb') as file:
+        content = file.read()
+    expected = [images.decode_image(content, path, use)
+                for use in (True, False)]  # yapf: disable
+    monkeypatch.setattr(images, 'Image', None)
+    for use, img in zip((True, False), expected):
+        found = images.decode_image(content, path, use)
+        assert found.shape == img.shape
+        assert (found == img).all()
+    assert images.read_size(path) == expected[0].shape[1::-1]
+    for length in len(content) // 2, len(content) * 9 // 10:
+        with pytest.raises(ValueError, match='broken|truncated'):
+            images.decode_image(content[:length], path)
+
+
+def test_what_needs_pillow(tmp_path, monkeypatch):
+    path = str(tmp_path / 'a.gif')
+    Image.new('RGB', (9, 9)).save(path)
+    monkeypatch.setattr(images, 'Image', None)
+    with pytest.raises(ValueError, match='pip install pillow pi-heif'):
+        images.read_image(path)
