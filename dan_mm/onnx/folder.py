@@ -142,6 +142,7 @@ def _check(about: Any, path: str, again: str) -> None:
         for key in 'color_type', 'dataset_name', 'licence':
             if not isinstance(about[key], str):
                 raise ValueError(f'the {key} {about[key]!r:.20}')
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError,
+            ValueError) as error:
         raise ValueError(f'{path} cannot be used ({error}), expected what '
                          f'`dan-mm export` writes. {again}') from error

@@ -6,6 +6,7 @@ import os.path as osp
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import cv2
 import numpy as np
@@ -220,6 +221,9 @@ def test_files_that_are_refused(copied, name, content, match):
     ('classes', [], 'cannot be used'),
     ('alignment', dict(size=10**9), 'cannot be used'),
     ('alignment', None, 'cannot be used'),
+    ('alignment', dict(template=[[10**400, 1]] * 5), 'cannot be used'),
+    ('alignment', dict(interpolation=[]), 'cannot be used'),
+    ('alignment', dict(evil=1), 'cannot be used'),
     ('pipeline', [dict(type='resize', size=[10**6, 1])], 'cannot be used'),
     ('pipeline', [dict(type='exec', size=[1, 1])], 'cannot be used'),
     ('channels', 2, 'cannot be used'),
@@ -229,6 +233,35 @@ def test_edited_manifests(copied, key, value, match):
     change(copied, lambda manifest: manifest['about'].update({key: value}))
     with pytest.raises(ValueError, match=match):
         FERInferencer(copied)
+
+
+def test_random_changes(copied):
+    """A manifest is refused, or means the same, or is not that of the
+    models."""
+    path = osp.join(copied, MANIFEST)
+    with open(path, 'rb') as file:
+        original = file.read()
+    about = encode(read_export(copied).about)
+    rng = np.random.default_rng(0)
+    outcomes = Counter()
+    for _ in range(300):
+        content = bytearray(original)
+        for place in rng.integers(0, len(content), rng.integers(1, 4)):
+            content[place] = rng.choice(list(b'"0129aez{}[]-. ,:\xff'))
+        with open(path, 'wb') as file:
+            file.write(content)
+        try:
+            folder = read_export(copied)
+        except (OSError, ValueError):
+            outcomes['refused'] += 1
+            continue
+        if encode(folder.about) == about:
+            outcomes['same'] += 1
+        else:
+            outcomes['other'] += 1
+            with pytest.raises(ValueError, match='does not belong'):
+                runtime.ONNXDetector(folder, None, 1600, 0.5)
+    assert min(outcomes.values()) > 5 and len(outcomes) == 3
 
 
 def test_another_version(copied):
