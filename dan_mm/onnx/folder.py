@@ -32,8 +32,10 @@ class ExportFolder(NamedTuple):
 
 
 def is_export(path: Any) -> bool:
-    """Whether a path is an export folder."""
-    return osp.isfile(osp.join(str(path), MANIFEST))
+    """Whether a path is an export folder, or what is left of one."""
+    return any(
+        osp.isfile(osp.join(str(path), name))
+        for name in (MANIFEST, 'classifier.onnx', 'detector.onnx'))
 
 
 def model_file(name: str, precision: str) -> str:

@@ -199,6 +199,7 @@ sys.exit(status)
     ('detector.onnx', None, 'has no detector.onnx. Run'),
     ('classifier.onnx', b'', 'is an empty file'),
     ('detector.onnx', b'abc', 'has changed since it was exported'),
+    (MANIFEST, None, 'has no manifest.json. Run'),
     (MANIFEST, b'[]', 'is no manifest'),
     (MANIFEST, b'{"format": 1}', 'is no manifest'),
     (MANIFEST, b'[' * 100_000, 'is no manifest'),
