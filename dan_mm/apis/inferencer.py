@@ -216,8 +216,12 @@ class FERInferencer:
         self.alignment = self._aligner.settings
         size = self.alignment['size']
         width, height = (size, size) if isinstance(size, int) else size
-        self._classifier.try_crop(
-            self._crop(np.zeros((height, width, 3), np.uint8), None))
+        try:
+            black = self._crop(np.zeros((height, width, 3), np.uint8), None)
+        except ValueError as error:
+            raise ValueError(f'The model of {path} cannot be used for a '
+                             f'face: {error}.') from error
+        self._classifier.try_crop(black)
         # Faces that are classified at once
         self._step = min(4 * batch_size, self._classifier.max_faces
                          or 4 * batch_size)
