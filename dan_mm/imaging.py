@@ -168,11 +168,14 @@ def _cut_out(img: np.ndarray, matrix: np.ndarray, size: Tuple[int, int],
              border: float) -> Tuple[np.ndarray, np.ndarray]:
     """Cut out the part of an image that a crop needs, with a border that
     interpolation reaches, in pixels."""
-    corners = np.array([[0, 0, 1], [size[0], 0, 1], [0, size[1], 1],
-                        [*size, 1]])
+    # From edge to edge, as the centre of the first pixel is at (0, 0): the
+    # part of a turned image is then the part of the upright one, turned.
+    right, bottom = size[0] - 0.5, size[1] - 0.5
+    corners = np.array([[-0.5, -0.5, 1], [right, -0.5, 1], [-0.5, bottom, 1],
+                        [right, bottom, 1]])
     needed = corners @ cv2.invertAffineTransform(matrix).T
     first = np.floor(needed.min(0) - border).astype(int)
-    last = np.ceil(needed.max(0) + border).astype(int)
+    last = np.ceil(needed.max(0) + border).astype(int) + 1
     first = np.clip(first, 0, np.array(img.shape[1::-1]) - 1)
     last = np.clip(last, first + 1, first + MAX_WARP - 1)
     part = img[first[1]:last[1], first[0]:last[0]]

@@ -107,6 +107,18 @@ def test_an_image_that_fits_is_left_alone():
         assert np.array_equal(same, img)
 
 
+@pytest.mark.parametrize('scale', [0.11, 0.3, 0.45, 0.8])
+def test_a_turned_image_gives_the_same_crop(scale):
+    """Shrinking averages the same pixels whichever side is up."""
+    img = draw_face(3, 600)
+    points = (face_template((112, 112)) - 56) / scale + [301.3, 297.8]
+    expected = align_face(img, points).astype(int)
+    for _ in range(3):
+        points = np.stack([points[:, 1], img.shape[1] - 1 - points[:, 0]], 1)
+        img = np.ascontiguousarray(np.rot90(img))
+        assert np.abs(align_face(img, points) - expected).mean() < 0.1
+
+
 def test_boxes():
     matrix = box_transform((10, 20, 30, 60), (100, 100), margin=0.25)
     # The longer side of 40 with a half of it around.
