@@ -88,6 +88,7 @@ for name in sys.argv[3:]:
                in model.module.named_parameters()})
 if rank == 0:
     torch.save(results, sys.argv[2])
+del model, losses
 leave_cpu_processes()
 '''
 

@@ -256,19 +256,34 @@ def print_metrics(runner: 'Runner', metrics: dict, output: IO[str]) -> None:
     output.flush()
 
 
+def test(cfg: 'Config', args: argparse.Namespace, output: IO[str]) -> None:
+    """Test, and print the metrics."""
+    import mmengine
+    from mmengine.dist import is_main_process
+
+    from dan_mm.engine import CheckpointFitHook
+    from dan_mm.evaluation import AtomicDumpResults
+    runner = build_runner(cfg, args.verbose)
+    runner.register_hook(CheckpointFitHook())
+    log_classes(runner)
+    if args.out and args.out_item != 'metrics':
+        runner.test_evaluator.metrics.append(
+            AtomicDumpResults(out_file_path=args.out))
+    metrics = runner.test()
+    if args.out_item == 'metrics' and is_main_process():
+        mmengine.dump(metrics, args.out, backend_args=dict(backend='atomic'))
+    print_metrics(runner, metrics, output)
+
+
 def run(args: argparse.Namespace) -> int:
     args.config = find_config(args.config)
     check_out(args)
     with refuse_checkpoints(), results_only(args.verbose) as output:
-        import mmengine
         from mmengine.config import Config
-        from mmengine.dist import is_main_process
 
         import dan_mm
-        from dan_mm.engine import (CheckpointFitHook, init_cpu_processes,
-                                   leave_cpu_processes)
+        from dan_mm.engine import init_cpu_processes, leave_cpu_processes
         from dan_mm.engine.work_folder import check_writable
-        from dan_mm.evaluation import AtomicDumpResults
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
         dan_mm.register_all_modules(init_default_scope=False)
         cfg = merge_args(Config.fromfile(args.config), args)
@@ -276,20 +291,7 @@ def run(args: argparse.Namespace) -> int:
         check_data(cfg, 'test')
         check_writable(cfg.work_dir)
         init_cpu_processes(cfg)
-        runner = build_runner(cfg, args.verbose)
-        runner.register_hook(CheckpointFitHook())
-        log_classes(runner)
-
-        if args.out and args.out_item != 'metrics':
-            runner.test_evaluator.metrics.append(
-                AtomicDumpResults(out_file_path=args.out))
-
-        metrics = runner.test()
-
-        if args.out_item == 'metrics' and is_main_process():
-            mmengine.dump(
-                metrics, args.out, backend_args=dict(backend='atomic'))
-        print_metrics(runner, metrics, output)
+        test(cfg, args, output)
         leave_cpu_processes()
     return 0
 

@@ -221,13 +221,33 @@ def say_what_next(runner: 'Runner') -> None:
         print(f'Use it:   dan-mm predict photo.jpg --model {path}')
 
 
-def run(args: argparse.Namespace) -> int:
-    from mmengine.config import Config
+def train(cfg: 'Config', args: argparse.Namespace) -> None:
+    """Train, and say where the model is."""
     from mmengine.runner import Runner
 
+    from dan_mm.engine import CheckpointFitHook
+    runner = Runner.from_cfg(cfg)
+    # Other weights are a start for training, but not to resume or fine-tune.
+    runner.register_hook(
+        CheckpointFitHook(
+            partial=not cfg.get('resume') and not args.finetune,
+            new_classes=not cfg.get('resume')))
+    try:
+        runner.train()
+    except (OSError, ValueError) as error:
+        # Workers put their traceback before it.
+        last = str(error).strip().splitlines()[-1]
+        if args.finetune and args.finetune[1] in last:
+            raise SystemExit(last)
+        raise
+    say_what_next(runner)
+
+
+def run(args: argparse.Namespace) -> int:
+    from mmengine.config import Config
+
     import dan_mm
-    from dan_mm.engine import (CheckpointFitHook, init_cpu_processes,
-                               leave_cpu_processes)
+    from dan_mm.engine import init_cpu_processes, leave_cpu_processes
     from dan_mm.engine.work_folder import use_work_folder
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     # Checkpoints are loaded safely, whatever the config imports.
@@ -240,22 +260,7 @@ def run(args: argparse.Namespace) -> int:
         check_start(cfg)
         with use_work_folder(cfg.work_dir, cfg.filename):
             init_cpu_processes(cfg)
-            runner = Runner.from_cfg(cfg)
-            # Other weights are a start for training, but not to resume or
-            # fine-tune.
-            runner.register_hook(
-                CheckpointFitHook(
-                    partial=not cfg.get('resume') and not args.finetune,
-                    new_classes=not cfg.get('resume')))
-            try:
-                runner.train()
-            except (OSError, ValueError) as error:
-                # Workers put their traceback before it.
-                last = str(error).strip().splitlines()[-1]
-                if args.finetune and args.finetune[1] in last:
-                    raise SystemExit(last)
-                raise
-            say_what_next(runner)
+            train(cfg, args)
             leave_cpu_processes()
     return 0
 

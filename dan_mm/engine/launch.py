@@ -1,8 +1,8 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import datetime
+import gc
 import os
 import subprocess
-import sys
 
 import torch.distributed as dist
 from mmengine.config import Config
@@ -52,14 +52,15 @@ def init_cpu_processes(cfg: Config) -> None:
 
 
 def leave_cpu_processes() -> None:
-    """End this process, if :func:`init_cpu_processes` made it join others.
-
-    Models refer to threads of gloo, which abort a process now and then when
-    the interpreter takes it down: it is left without that, when all others
+    """Leave the processes that :func:`init_cpu_processes` joined, when all
     have come as far.
+
+    The runner and its model must be out of reach before: DDP refers to threads
+    of gloo, which abort a process now and then if the interpreter takes them
+    down.
     """
     if dist.is_initialized() and get_device() == 'cpu':
         dist.barrier()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        # Runner, loops and hooks refer to each other.
+        gc.collect()
+        dist.destroy_process_group()
