@@ -13,5 +13,4 @@ default_hooks = dict(
 custom_hooks = [
     *_base_.custom_hooks,
     dict(type='EMAHook', momentum=2e-3, update_buffers=True),
-    dict(type='ChannelsLastHook'),
 ]

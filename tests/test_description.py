@@ -12,7 +12,7 @@ from mmpretrain.models import ImageClassifier
 
 from dan_mm.description import (Description, build_classifier,
                                 check_description, describe)
-from dan_mm.engine import ChannelsLastHook, DescribeModelHook
+from dan_mm.engine import DescribeModelHook
 
 MODEL = dict(
     type='ImageClassifier',
@@ -186,15 +186,3 @@ def test_a_model_of_others_is_not_described():
     hook.before_save_checkpoint(runner, checkpoint)
     assert checkpoint == dict(meta={})
     assert 'need their config' in log.lines[0] and 'MyBackbone' in log.lines[0]
-
-
-def test_channels_last():
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3))
-    images = torch.rand(2, 3, 16, 16)
-    expected = model(images)
-    ChannelsLastHook().before_run(SimpleNamespace(model=model))
-    for conv in model:
-        assert conv.weight.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(model(images), expected)

@@ -11,13 +11,11 @@ def config(root, work_dir, **options):
     """DAN with the augmentation of RAF-DB on a few images of FER+."""
     cfg = Config.fromfile(f'{ROOT}/configs/dan_ferplus.py')
     rafdb = Config.fromfile(f'{ROOT}/configs/dan_rafdb.py')
-    load, resize, flip, turn, erase, pack = (
-        rafdb.train_dataloader.dataset.pipeline)
+    pipeline = rafdb.train_dataloader.dataset.pipeline
+    _, resize, warp, *_ = pipeline
     resize.scale = (32, 32)
-    turn.transforms[2].update(size=32, padding=4)
-    cfg.train_dataloader.dataset.pipeline = [
-        load, resize, flip, turn, erase, pack
-    ]
+    warp.padding = 4
+    cfg.train_dataloader.dataset.pipeline = pipeline
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
     for phase in 'train', 'val', 'test':
         loader = cfg[f'{phase}_dataloader']

@@ -2,6 +2,7 @@
 from dan_mm.imaging import align_face
 from .affectnet import AffectNet
 from .alignment import AlignFace
+from .cache import ImageCache
 from .fer2013 import FER2013
 from .ferplus import FERPlus
 from .folder import FERFolder
@@ -10,9 +11,11 @@ from .rafdb import RAFDB
 from .sampler import BalancedSampler
 from .sfew import SFEW
 from .synthface import CoverParts, SynthFace
+from .transforms import AntialiasResize, RandomWarp
 
 __all__ = [
-    'AffectNet', 'AlignFace', 'BalancedSampler', 'CoverParts', 'FER2013',
-    'FERFolder', 'FERPlus', 'LoadCheckedImage', 'RAFDB', 'SFEW', 'SynthFace',
+    'AffectNet', 'AlignFace', 'AntialiasResize', 'BalancedSampler',
+    'CoverParts', 'FER2013', 'FERFolder', 'FERPlus', 'ImageCache',
+    'LoadCheckedImage', 'RAFDB', 'RandomWarp', 'SFEW', 'SynthFace',
     'align_face'
 ]

@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 from dan_mm.imaging import ALIGNMENT
 from dan_mm.reading.folders import EXTENSIONS
 from .alignment import AlignFace
+from .cache import ImageCache
 
 # Other names of the expressions
 ALIASES = dict(
@@ -51,6 +52,10 @@ class FERDataset(CustomDataset):
             Classes are matched by name ('happy' is 'happiness'). Images of
             other classes are left out with a warning. Defaults to None, the
             classes of the dataset.
+        cache (str, optional): The folder, relative to ``data_root``, of an
+            :class:`ImageCache` of the decoded images. Without a place to write
+            it, they are decoded each time, with a warning. Defaults to None,
+            no cache.
         **kwargs: Other arguments of
             :class:`mmpretrain.datasets.CustomDataset`.
 
@@ -69,6 +74,7 @@ class FERDataset(CustomDataset):
                  val_split: float = 0.,
                  val_seed: int = 0,
                  target_classes: Optional[Sequence[str]] = None,
+                 cache: Optional[str] = None,
                  lazy_init: bool = False,
                  **kwargs) -> None:
         self.name = type(self).__name__
@@ -97,6 +103,8 @@ class FERDataset(CustomDataset):
         self.own_classes = tuple(self._metainfo['classes'])
         self.target_classes = target_classes and tuple(target_classes)
         self.left_out: Dict[str, int] = {}
+        self.cache_folder = cache
+        self.cache: Optional[ImageCache] = None
         if target_classes is not None:
             self._match_classes()
         if not lazy_init:
@@ -180,7 +188,36 @@ class FERDataset(CustomDataset):
             data_list += self.load_training_only()
         if self.target_classes is not None:
             data_list = self._map_labels(data_list)
+        if self.cache_folder is not None and self.pipeline.transforms:
+            self._open_cache(data_list)
         return data_list
+
+    def _open_cache(self, data_list: List[dict]) -> None:
+        folder = osp.join(self.data_root, self.cache_folder)
+        try:
+            self.cache = ImageCache(folder, f'{self.name}-{self.split}',
+                                    data_list, self.pipeline.transforms)
+        except OSError as error:
+            warnings.warn(f'{self.name} decodes its images each time: the '
+                          f'cache cannot be written to {folder} ({error}). '
+                          'Set `cache` to a folder where it can.')
+            return
+        # Samples may be filtered, or a part may be taken.
+        for row, info in enumerate(data_list):
+            info['cache_row'] = row
+
+    def prepare_data(self, idx: int) -> Optional[dict]:
+        """Get a sample, processed by the pipeline."""
+        if self.cache is None:
+            return super().prepare_data(idx)
+        results = self.get_data_info(idx)
+        cached, step = self.cache[results.pop('cache_row')]
+        results.update(cached)
+        for transform in self.pipeline.transforms[step:]:
+            results = transform(results)
+            if results is None:
+                break
+        return results
 
     def compare_counts(self, split: str,
                        counts: Sequence[int]) -> Optional[str]:

@@ -1,4 +1,5 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+import warnings
 from typing import Any, List, Optional, Sequence
 
 import torch
@@ -284,13 +285,26 @@ class CheckpointFitHook(Hook):
 
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
-    """Train and test with the weights in ``torch.channels_last`` order, with
-    which convolutions are faster on most processors. Results are the same but
-    for rounding."""
+    """Train and test on batches in ``torch.channels_last`` order, which
+    convolutions keep and with which they are faster on most processors.
+
+    Results are the same but for rounding. The weights stay as they are: DDP
+    would have to reorder their gradients.
+    """
 
     def before_run(self, runner: Runner) -> None:
-        """Reorder the weights."""
-        runner.model.to(memory_format=torch.channels_last)
+        """Reorder what comes out of the data preprocessor."""
+        model = unwrap(runner.model)
+        model.data_preprocessor.register_forward_hook(self.reorder)
+        # DDP means weights of 1x1, for which both orders are the same.
+        warnings.filterwarnings('ignore', 'Grad strides do not match')
+
+    @staticmethod
+    def reorder(preprocessor: nn.Module, args: tuple, data: dict) -> None:
+        """Reorder the inputs of a batch, of shape ``(B, C, H, W)``."""
+        inputs = data['inputs']
+        if isinstance(inputs, torch.Tensor) and inputs.ndim == 4:
+            data['inputs'] = inputs.to(memory_format=torch.channels_last)
 
 
 @HOOKS.register_module()

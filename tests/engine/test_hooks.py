@@ -1,10 +1,17 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
+from types import SimpleNamespace
+
 import pytest
 import torch
+from conftest import ROOT
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader
 
+from dan_mm.engine import ChannelsLastHook
 from dan_mm.engine.hooks import compare_weights
 
 
@@ -65,3 +72,35 @@ def test_a_comparison_changes_nothing(change):
     assert weights == given
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+def test_batches_are_channels_last():
+    """The losses of a step and the gradients are the same."""
+    cfg = Config.fromfile(f'{ROOT}/configs/dan_rafdb.py').model
+    cfg.backbone.update(base_channels=8, stem_channels=8, init_cfg=None)
+    cfg.neck.in_channels = cfg.head.in_channels = 64
+    cfg.data_preprocessor = dict(num_classes=7, mean=[9.] * 3, std=[2.] * 3)
+    model = MODELS.build(cfg).double().train()
+    data = dict(
+        inputs=torch.randint(0, 255, (4, 3, 64, 64), dtype=torch.uint8),
+        data_samples=[DataSample().set_gt_label(i) for i in range(4)])
+
+    def step():
+        model.zero_grad()
+        batch = model.data_preprocessor(data, training=True)
+        losses = model(
+            **{
+                **batch, 'inputs': batch['inputs'].double()
+            }, mode='loss')
+        sum(losses.values()).backward()
+        grads = {name: p.grad for name, p in model.named_parameters()}
+        return batch['inputs'], losses, grads
+
+    inputs, losses, grads = step()
+    assert inputs.is_contiguous()
+    ChannelsLastHook().before_run(SimpleNamespace(model=model))
+    reordered, same_losses, same_grads = step()
+    assert reordered.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(reordered, inputs)
+    torch.testing.assert_close(same_losses, losses)
+    torch.testing.assert_close(same_grads, grads)

@@ -10,20 +10,13 @@ data_preprocessor = dict(
 
 train_pipeline = [
     dict(type='LoadCheckedImage'),
-    dict(type='Resize', scale=(224, 224), backend='pillow'),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='AntialiasResize', scale=(224, 224)),
     dict(
-        type='RandomApply',
-        prob=0.7,
-        transforms=[
-            dict(type='NumpyToPIL'),
-            dict(
-                type='torchvision/RandomAffine',
-                degrees=20,
-                translate=(0.2, 0.2),
-                scale=(0.8, 1)),
-            dict(type='PILToNumpy'),
-        ]),
+        type='RandomWarp',
+        degrees=20,
+        translate=(0.2, 0.2),
+        scale=(0.8, 1),
+        prob=0.7),
     dict(
         type='RandomErasing',
         erase_prob=0.5,
