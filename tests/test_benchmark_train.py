@@ -48,7 +48,7 @@ def test_growth(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(train, 'GROWTH',
                         dict(heads=[1], processes=[2], images=[20]))
     monkeypatch.setattr(train, 'SETTINGS',
-                        dict(heads=4, size=64, batch=2, processes=1))
+                        dict(heads=4, size=64, batch=4, processes=1))
     rows = train.measure_growth(1, 1)
     assert [row['setting'] for row in rows] == ['heads', 'processes', 'images']
     for row in rows:
