@@ -11,11 +11,11 @@ from .rafdb import RAFDB
 from .sampler import BalancedSampler
 from .sfew import SFEW
 from .synthface import CoverParts, SynthFace
-from .transforms import AntialiasResize, RandomWarp
+from .transforms import AntialiasResize, PackImage, RandomWarp
 
 __all__ = [
     'AffectNet', 'AlignFace', 'AntialiasResize', 'BalancedSampler',
     'CoverParts', 'FER2013', 'FERFolder', 'FERPlus', 'ImageCache',
-    'LoadCheckedImage', 'RAFDB', 'RandomWarp', 'SFEW', 'SynthFace',
-    'align_face'
+    'LoadCheckedImage', 'PackImage', 'RAFDB', 'RandomWarp', 'SFEW',
+    'SynthFace', 'align_face'
 ]

@@ -83,6 +83,23 @@ def test_has_the_distribution_of_the_original(options, reference):
     assert found.std(0).mean() == pytest.approx(spread.mean(), rel=0.03)
 
 
+@pytest.mark.parametrize('img', [
+    colour(40, 30),
+    colour(40, 30)[:, ::-1],
+    colour(40, 30)[..., 0],
+    colour(40, 30)[..., :1],
+])
+def test_packs_as_mmpretrain(img):
+    sample = dict(img=img, gt_label=3, img_shape=img.shape[:2])
+    found, expected = (
+        TRANSFORMS.build(dict(type=name))(sample)
+        for name in ('PackImage', 'PackInputs'))
+    assert torch.equal(found['inputs'], expected['inputs'])
+    assert found['inputs'].is_contiguous()
+    assert found['data_samples'].gt_label == 3
+    assert found['data_samples'].img_shape == img.shape[:2]
+
+
 def test_grey_images():
     img = colour(60, 80)[..., 0]
     resize = TRANSFORMS.build(dict(type='AntialiasResize', scale=40))

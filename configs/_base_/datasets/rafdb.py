@@ -20,7 +20,7 @@ train_pipeline = [
         aspect_range=(0.3, 3.3),
         # BGR, the mean: 0 after the normalisation
         fill_color=(103.53, 116.28, 123.675)),
-    dict(type='PackInputs'),
+    dict(type='PackImage'),
 ]
 
 test_pipeline = [
