@@ -15,6 +15,11 @@ with open('README.md', encoding='utf-8') as file:
 # What `dan-mm export` needs, and the second one what its folders run with
 ONNX = ['onnx>=1.18', 'onnxruntime>=1.22', 'onnxscript>=0.5']
 
+SERVE = [
+    'fastapi>=0.115', 'fastapi-offline>=1.7', 'prometheus-client>=0.20',
+    'python-multipart>=0.0.20', 'uvicorn>=0.34'
+]
+
 
 class BuildWithConfigs(build_py):
     """Put the configs where MMPretrain has its own, for wheels."""
@@ -72,9 +77,11 @@ setup(
         # to train and evaluate the face detector; mmcv with compiled ops, too
         detection=[requirement('mmdet')],
         web=['gradio>=6.31,<7'],
+        serve=SERVE,
         onnx=ONNX,
         dev=[
             *ONNX,
+            *SERVE,
             # dlib's ResNet, and dlib to compare with it
             'dlib-bin',
             'face_recognition_models',

@@ -48,12 +48,51 @@ def is_loopback(host: str) -> bool:
         return host == 'localhost'
 
 
-class WebGuard:
+class OriginGuard:
+    """Refuses what a page of somebody else in the same browser asks for: it
+    has another ``Host`` (DNS rebinding) or ``Origin``.
+
+    Args:
+        host (str): The address that is listened at, or its name.
+    """
+
+    def __init__(self, host: str) -> None:
+        self.hosts = {host.lower()}
+        # Listening at all addresses, it has all the names of this machine.
+        self.anywhere = host in ('0.0.0.0', '::')
+        if self.anywhere:
+            self.hosts |= {
+                socket.gethostname().lower(),
+                socket.getfqdn().lower()
+            }
+
+    def check_origin(self, scope: Scope) -> None:
+        """Raise HTTPException if the request is not for this server."""
+        headers = Headers(scope=scope)
+        host, origin = headers.get('host', ''), headers.get('origin')
+        try:
+            parts = urlsplit(f'//{host}')
+            name = parts.hostname if parts.netloc == host else None
+            own = origin is None or urlsplit(origin).netloc == host
+        except ValueError:
+            name, own = None, False
+        known = name is not None and '@' not in host and (
+            name in self.hosts or is_loopback(name)
+            or self.anywhere and name == scope['server'][0])
+        if not known:
+            raise HTTPException(
+                403, f'Got a request to the host {host!r:.100}, expected '
+                f'localhost or {", ".join(sorted(self.hosts))}. Use one of '
+                'these names.')
+        if not own:
+            raise HTTPException(
+                403, f'Got a request from a page of {origin!r:.100}, expected '
+                'it from a page of this server alone.')
+
+
+class WebGuard(OriginGuard):
     """ASGI middleware that lets through what the page itself asks for, and
     names of files only of those that the same session has uploaded.
-
-    A page of somebody else in the same browser has another ``Host`` (DNS
-    rebinding) or ``Origin``.
 
     Args:
         app (ASGIApp): Gradio's application.
@@ -64,15 +103,8 @@ class WebGuard:
 
     def __init__(self, app: ASGIApp, host: str, folder: str,
                  max_file: int) -> None:
+        super().__init__(host)
         self.app = app
-        self.hosts = {host.lower()}
-        # Listening at all addresses, it has all the names of this machine.
-        self.anywhere = host in ('0.0.0.0', '::')
-        if self.anywhere:
-            self.hosts |= {
-                socket.gethostname().lower(),
-                socket.getfqdn().lower()
-            }
         self.folder = os.path.join(folder, '')
         self.max_file = max_file
         # An upload belongs to the session that names it first: Gradio takes
@@ -88,7 +120,7 @@ class WebGuard:
             return
         try:
             if scope['type'] == 'http':
-                self._check_origin(scope)
+                self.check_origin(scope)
                 self._check_path(scope)
                 path = scope['path'].rstrip('/')
                 if path == JOIN:
@@ -119,28 +151,6 @@ class WebGuard:
             response = PlainTextResponse('This is no request of the page.',
                                          400)
             await response(scope, receive, send)
-
-    def _check_origin(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
-        host, origin = headers.get('host', ''), headers.get('origin')
-        try:
-            parts = urlsplit(f'//{host}')
-            name = parts.hostname if parts.netloc == host else None
-            own = origin is None or urlsplit(origin).netloc == host
-        except ValueError:
-            name, own = None, False
-        known = name is not None and '@' not in host and (
-            name in self.hosts or is_loopback(name)
-            or self.anywhere and name == scope['server'][0])
-        if not known:
-            raise HTTPException(
-                403, f'Got a request to the host {host!r:.100}, expected '
-                f'localhost or {", ".join(sorted(self.hosts))}. Open the page '
-                'by one of these names.')
-        if not own:
-            raise HTTPException(
-                403, f'Got a request from a page of {origin!r:.100}, expected '
-                'it from this page alone.')
 
     def _check_path(self, scope: Scope) -> None:
         path, method = scope['path'], scope['method']

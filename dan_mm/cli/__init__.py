@@ -6,7 +6,7 @@ import sys
 from typing import Optional, Sequence
 
 from dan_mm.version import __version__
-from . import align, doctor, download, export, predict, test, train, web
+from . import align, doctor, download, export, predict, serve, test, train, web
 from .output import drop_output
 
 # Each module has `HELP`, `add_arguments(parser)` and `run(args)`, which
@@ -20,6 +20,7 @@ COMMANDS = dict(
     test=test,
     export=export,
     web=web,
+    serve=serve,
     download=download,
     doctor=doctor)
 # The exit status of an interrupted command, as in shells

@@ -45,6 +45,21 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the classifier."""
+    parser.add_argument(
+        '--model',
+        help='a checkpoint, a work folder, a folder of `dan-mm export`, or a '
+        'name of the model index')
+    parser.add_argument(
+        '--config', help='the config of the model, which is code and runs')
+    parser.add_argument(
+        '--precision',
+        choices=['float32', 'int8'],
+        default='float32',
+        help='of a folder of `dan-mm export` (default: %(default)s)')
+
+
 def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the face detector."""
     parser.add_argument(

@@ -16,7 +16,7 @@ from functools import partial
 from typing import IO, Iterator, List, Sequence
 
 from dan_mm.files import check_file, check_result, open_result, to_cell
-from .config import add_detector_arguments
+from .config import add_detector_arguments, add_model_arguments
 from .output import add_verbose, results_only
 
 HELP = 'tell the expressions of the faces of images and videos'
@@ -27,17 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'inputs',
         nargs='+',
         help='images, videos, folders, or the number of a camera')
-    parser.add_argument(
-        '--model',
-        help='a checkpoint, a work folder, a folder of `dan-mm export`, or a '
-        'name of the model index')
-    parser.add_argument(
-        '--config', help='the config of the model, which is code and runs')
-    parser.add_argument(
-        '--precision',
-        choices=['float32', 'int8'],
-        default='float32',
-        help='of a folder of `dan-mm export` (default: %(default)s)')
+    add_model_arguments(parser)
     parser.add_argument(
         '--out',
         help='a folder for annotated images and videos, with the tree of '

@@ -11,12 +11,12 @@ from collections import deque
 from contextlib import suppress
 from itertools import cycle
 from multiprocessing.spawn import get_executable
-from typing import BinaryIO, Iterator, List, Sequence, Tuple
+from typing import BinaryIO, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from dan_mm.errors import describe
-from .images import MAX_PIXELS, InputImage, read_image, read_size
+from .images import MAX_PIXELS, InputImage, decode_image, read_image, read_size
 
 # Above what the process takes before
 MAX_MEMORY = 1_350_000_000  # bytes
@@ -29,12 +29,17 @@ COMMAND = ('import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
            'from dan_mm.reading.reader import serve; serve()')
 
 
-def read_any(path: str, is_video: bool) -> Iterator[InputImage]:
-    """Read an image or a video; what is wrong becomes an error of it."""
+def read_any(path: str,
+             is_video: bool,
+             content: Optional[bytes] = None) -> Iterator[InputImage]:
+    """Read an image or a video, or decode the content of an image; what is
+    wrong becomes an error of it."""
     try:
         if is_video:
             from .videos import read_video
             yield from read_video(path)
+        elif content is not None:
+            yield InputImage(decode_image(content, path), path)
         else:
             yield InputImage(read_image(path), path)
     except ModuleNotFoundError:
@@ -64,7 +69,8 @@ def copy_sound(path: str, source: str, target: str) -> Iterator[None]:
     yield from add_sound(path, source, target)
 
 
-JOBS = dict(read=read_any, read_size=read_sizes, add_sound=copy_sound)
+JOBS = dict(
+    read=read_any, decode=read_any, read_size=read_sizes, add_sound=copy_sound)
 
 
 class MediaReader:
@@ -113,6 +119,23 @@ class MediaReader:
             last = job
             yield item
             del item
+
+    def decode(self, content: bytes, name: str) -> InputImage:
+        """Decode the content of an image file that is in memory.
+
+        Args:
+            content (bytes): All of the file.
+            name (str): What messages call it.
+
+        Returns:
+            InputImage: The image, of that path. What is wrong with it is its
+            error.
+        """
+        [(_, item), *_] = self._run([('decode', name, False, content)])
+        if isinstance(item, str):
+            error = f'{name} cannot be read: {item}. Convert or shrink it.'
+            item = InputImage(None, name, error=error)
+        return item
 
     def read_size(self, path: str) -> Tuple[int, int]:
         """See :func:`dan_mm.reading.images.read_size`.
@@ -216,8 +239,13 @@ class _Process:
 
     def _send(self, job: tuple) -> None:
         # It may have ended, which is seen where its results are read.
+        content = b''
+        if job[0] == 'decode':
+            *rest, content = job
+            job = (*rest, len(content))
         with suppress(OSError):
             self.process.stdin.write(json.dumps(job).encode() + b'\n')
+            self.process.stdin.write(content)
             self.process.stdin.flush()
 
     def results(self) -> Iterator:
@@ -290,6 +318,8 @@ def serve() -> None:
     _limit_memory()
     for line in sys.stdin.buffer:
         name, *arguments = json.loads(line)
+        if name == 'decode':
+            arguments[-1] = sys.stdin.buffer.read(arguments[-1])
         results = JOBS[name](*arguments)
         while True:
             item = None  # a large image, before the next one comes
