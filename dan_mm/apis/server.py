@@ -374,7 +374,7 @@ async def explain(request: Request, error: HTTPException) -> Response:
                         'expected /predict, /health or /metrics. See /docs.')
     elif error.status_code == 405:
         error.detail = (f'Got {request.method[:20]} for {request.url.path}, '
-                        f'expected {(error.headers or {}).get("allow")}. See '
+                        f'expected {(error.headers or {}).get("Allow")}. See '
                         '/docs.')
     return refuse(None, error)
 

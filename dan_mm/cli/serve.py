@@ -91,6 +91,9 @@ def serve(args: argparse.Namespace, output: IO[str]) -> None:
         raise OSError(
             f'Cannot listen at {args.host}, port {args.port} ({error}). Free '
             'the port, or give another one with --port.') from error
+    # Connections inherit it. Head and body of an answer are written one after
+    # the other, and the body would wait 40 ms for an acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if not is_loopback(args.host):
         print(
             f'Warning: --host got {args.host}, expected 127.0.0.1. Others on '
