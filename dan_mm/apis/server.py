@@ -21,7 +21,7 @@ try:
     from prometheus_client import (CollectorRegistry, Counter, Gauge,
                                    Histogram, ProcessCollector, exposition)
     from pydantic import BaseModel, Field
-    from starlette.datastructures import UploadFile
+    from starlette.datastructures import Headers, MutableHeaders, UploadFile
     from starlette.exceptions import HTTPException
     from starlette.formparsers import MultiPartException, MultiPartParser
     from starlette.requests import ClientDisconnect
@@ -38,6 +38,8 @@ MAX_NAME = 100  # characters of the name of a file
 BODY_SECONDS = 10  # in which a request must arrive
 # In which a connection must send the head of a request, and take its answer
 IDLE_SECONDS = 20
+# In which a client that is refused reads why
+DRAIN_SECONDS = 2
 MAX_CONNECTIONS = 512
 RAW = ('application/octet-stream', 'application/x-www-form-urlencoded', '')
 logger = logging.getLogger('dan_mm')
@@ -198,49 +200,82 @@ class Gate(OriginGuard):
         if scope['type'] != 'http':
             await self.app(scope, receive, send)
             return
-        begin, status = time.monotonic(), 0
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            status = message.get('status', status)
-            await send(message)
-
+        answer = _Answer(scope, receive, send)
         predicts = scope['path'] == '/predict' and scope['method'] == 'POST'
-        self.under_way += predicts
-        self.metrics.under_way.set(self.under_way)
+        begin = time.monotonic()
         try:
             self.check_origin(scope)
-            if predicts and self.under_way > self.limits.max_requests:
-                raise HTTPException(
-                    503, f'Got {self.under_way} requests at once, expected at '
-                    f'most {self.limits.max_requests}. Try again in a second.')
-            await self.app(scope, receive, noting)
+            await (self._predict if predicts else self.app)(scope,
+                                                            answer.receive,
+                                                            answer.send)
         except HTTPException as refusal:
-            await refuse(scope, refusal)(scope, receive, noting)
+            await refuse(refusal)(scope, receive, answer.send)
         except asyncio.CancelledError:
-            # It is stopped, and has waited for this request.
-            if status:
+            # The server stops, and has waited for this request.
+            if answer.status:
                 raise
+            answer.complete = True
             stopping = HTTPException(
-                503, 'The server is stopping. Try again '
-                'in a minute.')
-            await refuse(scope, stopping)(scope, receive, noting)
+                503, 'The server is stopping. Try again in a minute.')
+            await refuse(stopping)(scope, receive, answer.send)
         finally:
-            self.under_way -= predicts
-            self.metrics.under_way.set(self.under_way)
             known = predicts or scope['path'] in ('/health', '/metrics')
             path = scope['path'] if known else 'other'
-            self.metrics.requests.labels(path, status).inc()
+            self.metrics.requests.labels(path, answer.status).inc()
             if predicts:
                 self.metrics.seconds.observe(time.monotonic() - begin)
 
+    async def _predict(self, scope: Scope, receive: Receive,
+                       send: Send) -> None:
+        most = self.limits.max_requests
+        if self.under_way == most:
+            raise HTTPException(
+                503, f'There are {most} requests under way, expected fewer '
+                'before the next one. Try again in a second.')
+        self.under_way += 1
+        self.metrics.under_way.inc()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.under_way -= 1
+            self.metrics.under_way.dec()
 
-def refuse(_, error: HTTPException) -> JSONResponse:
+
+class _Answer:
+    """The answer to a request. A client that is refused before it has sent
+    everything gets time to read why: the connection would be reset."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        self.status = 0
+        # Whether all of the request has come
+        self.complete = (
+            headers.get('content-length', '0') == '0'
+            and 'transfer-encoding' not in headers)
+        self._receive, self._send = receive, send
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.complete = not message.get('more_body', False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message['type'] == 'http.response.start':
+            self.status = message['status']
+            if not self.complete:
+                MutableHeaders(scope=message)['Connection'] = 'close'
+        elif not self.complete and not message.get('more_body'):
+            await self._send(dict(message, more_body=True))
+            with anyio.move_on_after(DRAIN_SECONDS):
+                while not self.complete:
+                    await self.receive()
+            message = dict(type='http.response.body')
+        await self._send(message)
+
+
+def refuse(error: HTTPException) -> JSONResponse:
     """Make an answer of an error."""
     headers = dict(error.headers or {})
-    if error.status_code in (408, 413, 503):
-        # The rest of the request is not read.
-        headers['Connection'] = 'close'
     if error.status_code == 503:
         headers['Retry-After'] = '1'
     return JSONResponse(
@@ -271,7 +306,9 @@ def build_app(inferencer: FERInferencer,
         version=__version__,
         description='Facial expressions of images. What a face shows is not '
         f'what the person feels. {about}',
-        redoc_url=None)
+        redoc_url=None,
+        # It would send the description to its makers.
+        swagger_ui_parameters=dict(validatorUrl='none'))
     app.add_middleware(Gate, host=host, limits=limits, metrics=metrics)
     app.add_exception_handler(HTTPException, explain)
     app.add_exception_handler(RequestValidationError, explain_validation)
@@ -370,13 +407,14 @@ def describe_image(result: ImageResult) -> dict:
 async def explain(request: Request, error: HTTPException) -> Response:
     """Say what is wrong with a request."""
     if error.status_code == 404:
-        error.detail = (f'Found nothing at {request.url.path!r:.100}, '
+        error.detail = (f'Found nothing at {request.scope["path"]!r:.100}, '
                         'expected /predict, /health or /metrics. See /docs.')
     elif error.status_code == 405:
-        error.detail = (f'Got {request.method[:20]} for {request.url.path}, '
-                        f'expected {(error.headers or {}).get("Allow")}. See '
-                        '/docs.')
-    return refuse(None, error)
+        error.detail = (
+            f'Got {request.method:.20} for {request.scope["path"]}, '
+            f'expected {(error.headers or {}).get("Allow")}. See '
+            '/docs.')
+    return refuse(error)
 
 
 async def explain_validation(request: Request,
@@ -433,15 +471,13 @@ async def read_files(request: Request,
         files = await read_form(request, await read_body(request, max_body))
     elif kind in RAW or kind.startswith('image/'):
         files = [('of the request', await read_body(request, max_body))]
+        if not files[0][1]:
+            raise HTTPException(400, 'Got an empty request, expected an image '
+                                'or a form with files. See /docs.')
     else:
         raise HTTPException(
             415, f'Got a request of the type {kind!r:.100}, expected image/* '
             'or multipart/form-data. See /docs.')
-    for name, content in files:
-        if not content:
-            raise HTTPException(
-                422, f'The image {name} is an empty file of 0 bytes. Replace '
-                'or remove it.')
     return files
 
 
@@ -491,7 +527,7 @@ async def wait(request: Request, futures: List[Future],
         if results in done:
             return results.result()
         if gone in done:
-            raise HTTPException(400, 'The client has gone.')
+            raise HTTPException(499, 'The client has gone.')
         raise HTTPException(
             504, f'The request was not answered within {timeout} s. Send '
             'fewer or smaller images, or try again later.')

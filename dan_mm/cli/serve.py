@@ -60,6 +60,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """Take an address, before anything that takes time."""
+    family = socket.AF_INET6 if ':' in host else socket.AF_INET
+    # With the protocol by its number, asyncio leaves out the delay in which
+    # the body of each answer would wait for the client.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if sys.platform != 'win32':
+            # Or a port would be taken for a minute after the server has ended.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise OSError(f'Cannot listen at {host}, port {port} ({error}). Free '
+                      'the port, or give another one with --port.') from error
+    return listener
+
+
 def serve(args: argparse.Namespace, output: IO[str]) -> None:
     """See :func:`run`."""
     import numpy as np
@@ -68,6 +86,7 @@ def serve(args: argparse.Namespace, output: IO[str]) -> None:
     from dan_mm.apis import FaceDetector, FERInferencer
     from dan_mm.apis.server import Connection, Limits, build_app
     from dan_mm.apis.web_guard import is_loopback
+    listener = bind(args.host, args.port)
     inferencer = FERInferencer(
         args.model,
         args.config,
@@ -84,16 +103,6 @@ def serve(args: argparse.Namespace, output: IO[str]) -> None:
     inferencer(np.zeros((64, 64, 3), np.uint8))
     limits = Limits(args.max_body * 2**20, args.max_requests, args.timeout)
     app = build_app(inferencer, args.host, limits)
-    family = socket.AF_INET6 if ':' in args.host else socket.AF_INET
-    try:
-        listener = socket.create_server((args.host, args.port), family=family)
-    except (OSError, OverflowError) as error:
-        raise OSError(
-            f'Cannot listen at {args.host}, port {args.port} ({error}). Free '
-            'the port, or give another one with --port.') from error
-    # Connections inherit it. Head and body of an answer are written one after
-    # the other, and the body would wait 40 ms for an acknowledgement.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if not is_loopback(args.host):
         print(
             f'Warning: --host got {args.host}, expected 127.0.0.1. Others on '
@@ -101,6 +110,7 @@ def serve(args: argparse.Namespace, output: IO[str]) -> None:
             'Leave out --host to keep it to this machine.',
             file=sys.stderr)
     host = f'[{args.host}]' if ':' in args.host else args.host
+    listener.listen()
     print(
         f'Listening at http://{host}:{listener.getsockname()[1]}, explained '
         'at /docs. Ctrl-C stops it.',
