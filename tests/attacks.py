@@ -91,7 +91,9 @@ def make_images():
         images.append((suffix, file.getvalue()))
     # Nothing here writes HEIC.
     heic = Path(ROOT, '../shared/field/photo.heic')
-    return images + [('.heic', heic.read_bytes())] * heic.exists()
+    if heic.exists():
+        images.append(('.heic', heic.read_bytes()))
+    return images
 
 
 @functools.lru_cache
