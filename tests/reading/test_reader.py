@@ -208,3 +208,29 @@ def test_a_large_image(tmp_path):
     Image.fromarray(img).save(path)
     for item in MediaReader().read([(path, False)] * 3):
         assert np.array_equal(item.img, img[..., ::-1])
+
+
+def test_content_in_memory(files, tmp_path):
+    """It is decoded as a file is, and what is wrong is an error."""
+    media = MediaReader()
+    content = pathlib.Path(files[2][0]).read_bytes()
+    [expected] = media.read(files[2:3])
+    found = media.decode(content, 'name')
+    assert (found.img == expected.img).all() and found.path == 'name'
+    for broken in b'', content[:40], b'\n' * 1000:
+        found = media.decode(broken, 'name')
+        assert found.img is None and 'name cannot be decoded' in found.error
+    assert media.decode(content, 'name').img.shape == (6, 3, 3)
+
+
+def test_content_in_memory_of_a_process_that_is_killed(files, monkeypatch):
+    media = MediaReader()
+    content = pathlib.Path(files[2][0]).read_bytes()
+    media.decode(content, 'name')
+    [process] = media._idle
+    # It ends between the look at it and the job.
+    monkeypatch.setattr(process.process, 'poll', lambda: None)
+    os.kill(process.process.pid, signal.SIGKILL)
+    process.process.wait()
+    assert 'name cannot be read' in media.decode(content, 'name').error
+    assert media.decode(content, 'name').img.shape == (6, 3, 3)
