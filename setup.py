@@ -17,7 +17,7 @@ ONNX = ['onnx>=1.18', 'onnxruntime>=1.22', 'onnxscript>=0.5']
 
 SERVE = [
     'fastapi>=0.115', 'fastapi-offline>=1.7', 'prometheus-client>=0.20',
-    'python-multipart>=0.0.20', 'uvicorn>=0.34'
+    'python-multipart>=0.0.27', 'uvicorn>=0.34'
 ]
 
 

@@ -21,6 +21,7 @@ try:
     from prometheus_client import (CollectorRegistry, Counter, Gauge,
                                    Histogram, ProcessCollector, exposition)
     from pydantic import BaseModel, Field
+    from python_multipart.exceptions import FormParserError
     from starlette.datastructures import Headers, MutableHeaders, UploadFile
     from starlette.exceptions import HTTPException
     from starlette.formparsers import MultiPartException, MultiPartParser
@@ -472,8 +473,9 @@ async def read_files(request: Request,
     elif kind in RAW or kind.startswith('image/'):
         files = [('of the request', await read_body(request, max_body))]
         if not files[0][1]:
-            raise HTTPException(400, 'Got an empty request, expected an image '
-                                'or a form with files. See /docs.')
+            raise HTTPException(
+                400, 'Got an empty request, expected an image '
+                'or a form with files. See /docs.')
     else:
         raise HTTPException(
             415, f'Got a request of the type {kind!r:.100}, expected image/* '
@@ -491,9 +493,10 @@ async def read_form(request: Request, body: bytes) -> List[Tuple[str, bytes]]:
         request.headers, stream(), max_files=MAX_FILES, max_fields=MAX_FILES)
     try:
         form = await parser.parse()
-    except MultiPartException as error:
+    except (FormParserError, MultiPartException) as error:
+        reason = getattr(error, 'message', None) or 'it is broken'
         raise HTTPException(
-            400, f'The form cannot be read ({error.message}), expected up to '
+            400, f'The form cannot be read ({reason}), expected up to '
             f'{MAX_FILES} files. Correct it, or send the image alone as '
             'image/*.') from None
     files = []

@@ -15,6 +15,10 @@ from dan_mm.models.retinaface_weights import get_weights
 from dan_mm.scope import default_scope
 from .faces import Detections
 
+# Pixels that a processor takes together: what is more leaves its caches. On 2
+# cores, 8 images of 640x640 pixels took 12 ms each, and 4 took 8 ms each.
+MAX_TOGETHER = 1_700_000
+
 
 def choose_device(device: Optional[str] = None) -> str:
     """Check a device, such as ``'cuda:0'``, or choose the first GPU or the
@@ -55,11 +59,17 @@ class RetinaFaceFinder:
         prepared = [prepare_image(img, self.max_side) for img in images]
         results: List[Detections] = [None] * len(images)
         for group in group_by_shape([img.shape for img, _ in prepared]):
-            batch, factors = zip(*(prepared[i] for i in group))
-            batch = torch.from_numpy(np.stack(batch)).to(self.device)
-            for i, found in zip(group, self.model.predict(batch, factors)):
-                results[i] = Detections(*(part.cpu().numpy()
-                                          for part in found))
+            step = len(group)
+            if self.device == 'cpu':
+                pixels = prepared[group[0]][0][..., 0].size
+                step = max(MAX_TOGETHER // pixels, 1)
+            for start in range(0, len(group), step):
+                part = group[start:start + step]
+                batch, factors = zip(*(prepared[i] for i in part))
+                batch = torch.from_numpy(np.stack(batch)).to(self.device)
+                for i, found in zip(part, self.model.predict(batch, factors)):
+                    results[i] = Detections(*(values.cpu().numpy()
+                                              for values in found))
         return results
 
 

@@ -139,3 +139,23 @@ def test_half_of_a_detector():
     for arguments in ('config.py', None), (None, 'checkpoint.pth'):
         with pytest.raises(ValueError, match='expected both or none'):
             FaceDetector(*arguments)
+
+
+def test_a_processor_takes_few_pixels_together(face_detector, astronaut,
+                                               monkeypatch):
+    """Eight images of 512x512 are two batches, with the same faces."""
+    model, sizes = face_detector._find.model, []
+    predict = model.predict
+
+    def noting(batch, factors):
+        sizes.append(len(batch))
+        return predict(batch, factors)
+
+    monkeypatch.setattr(model, 'predict', noting)
+    img = cv2.imread(astronaut)
+    images = [np.roll(img, 8 * i, 1) for i in range(8)]
+    found = face_detector(images)
+    assert sizes == [6, 2]
+    for one, faces in zip(images, found):
+        [expected], [face] = face_detector([one])[0][:1], faces[:1]
+        np.testing.assert_allclose(face.bbox, expected.bbox, atol=1e-2)
