@@ -113,8 +113,8 @@ class Batcher:
         with self._changed:
             self._changed.wait_for(lambda: self._decoded)
             self._changed.wait_for(
-                lambda: len(self._decoded) >= size or not self._coming or self.
-                _pixels >= MAX_BATCH, self.max_wait)
+                lambda: self._pixels >= MAX_BATCH or len(self._decoded) >= size
+                or not self._coming, self.max_wait)
             options = self._decoded[0].options
             taken: List[_Image] = []
             kept: List[_Image] = []

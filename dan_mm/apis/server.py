@@ -373,9 +373,12 @@ def build_app(inferencer: FERInferencer,
             raise HTTPException(422, list_some(errors))
         return JSONResponse(dict(images=[*map(describe_image, results)]))
 
-    @app.get('/health', response_model=HealthAnswer)
+    @app.get(
+        '/health',
+        summary='Tell that the server can answer',
+        response_model=HealthAnswer)
     async def health() -> Response:
-        """Tell that the server can answer, and what about the model."""
+        """It also says what the model was trained on."""
         return JSONResponse(
             dict(
                 status='ok',
@@ -386,12 +389,13 @@ def build_app(inferencer: FERInferencer,
 
     @app.get(
         '/metrics',
+        summary='Counts and times for Prometheus',
         response_class=Response,
         responses={
             200: dict(content={'text/plain': dict(schema=dict(type='string'))})
         })
     async def read_metrics() -> Response:
-        """Counts and times, for Prometheus."""
+        """In the text format, with the memory of the server."""
         return Response(
             exposition.generate_latest(metrics.registry),
             media_type=exposition.CONTENT_TYPE_LATEST)
