@@ -5,13 +5,12 @@ import argparse
 import gc
 import os
 import os.path as osp
-import sys
 import tempfile
 import warnings
 from multiprocessing import get_context
 from statistics import median
 from time import perf_counter
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Callable, List, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -23,13 +22,12 @@ from mmpretrain.structures import DataSample
 from PIL import Image
 from torch import nn
 from torchvision import transforms
-from torchvision.models import resnet18
 
 import dan_mm
 from dan_mm.engine import ChannelsLastHook
 from dan_mm.models.losses import affinity_loss, partition_loss
+from .common import ROOT, Reference, in_turn, ratio
 
-ROOT = osp.dirname(osp.dirname(osp.dirname(osp.dirname(__file__))))
 CONFIG = f'{ROOT}/configs/dan_rafdb.py'
 SECTIONS = ('loading', 'step', 'growth')
 # Sides in pixels and extensions of the images that are loaded
@@ -58,24 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=os.cpu_count(),
         help='of a step; samples are loaded by one (%(default)s)')
     parser.add_argument('--out', help='a folder for the table and the figure')
-
-
-def in_turn(functions: Dict[str, Callable],
-            rounds: int) -> Dict[str, List[float]]:
-    """Time functions in turn, so that all see the same machine; the first
-    round does not count."""
-    times: Dict[str, List[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, function in functions.items():
-            start = perf_counter()
-            function()
-            times[name].append(perf_counter() - start)
-    return {name: values[1:] for name, values in times.items()}
-
-
-def ratio(base: Sequence[float], own: Sequence[float]) -> float:
-    """By how much one is faster than the other: the median over rounds."""
-    return median(one / other for one, other in zip(base, own))
 
 
 # What the original code does on RAF-DB
@@ -164,28 +144,6 @@ def measure_loading(photographs: Sequence[np.ndarray],
     torch.set_num_threads(threads)
 
 
-class Reference(nn.Module):
-    """The network and the losses of the original code."""
-
-    def __init__(self, heads: int, classes: int) -> None:
-        super().__init__()
-        sys.path.append(osp.join(ROOT, 'tests'))
-        from reference import ReferenceDAN
-        self.features = nn.Sequential(*list(resnet18().children())[:-2])
-        self.heads = ReferenceDAN(512, heads, classes)
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        x = self.features(x)
-        vectors = self.heads.heads(x)
-        if self.heads.num_heads > 1:
-            vectors = vectors.log_softmax(1)
-        scores = self.heads.bn(self.heads.fc(vectors.sum(1)))
-        feats = nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
-        return (nn.functional.cross_entropy(scores, labels) +
-                affinity_loss(feats, self.heads.centers, labels) +
-                partition_loss(vectors))
-
-
 def build(heads: int = 4) -> nn.Module:
     """Build DAN of the recipe of RAF-DB, from scratch."""
     cfg = Config.fromfile(CONFIG)
@@ -214,7 +172,11 @@ def make_step(model: nn.Module, batch: int, size: int) -> Callable[[], float]:
         normalised = (inputs.flip(1) - mean) / std
 
         def loss() -> torch.Tensor:
-            return model(normalised, labels)
+            x, vectors, scores = model(normalised)
+            return (nn.functional.cross_entropy(scores, labels) +
+                    affinity_loss(x.mean(
+                        (2, 3)), model.heads.centers, labels) +
+                    partition_loss(vectors))
     else:
 
         def loss() -> torch.Tensor:
@@ -236,16 +198,10 @@ def make_step(model: nn.Module, batch: int, size: int) -> Callable[[], float]:
 
 def measure_step(rounds: int, batch: int = 32, size: int = 224) -> None:
     """Print the time of a step, and the losses of both."""
-    sys.path.append(f'{ROOT}/tools/model_converters')
     from dan_to_mmpretrain import convert
     torch.manual_seed(0)
-    reference = Reference(4, 7).train()
-    weights = convert(
-        dict(
-            model_state_dict={
-                name.replace('heads.', '', 1): value
-                for name, value in reference.state_dict().items()
-            }))
+    reference = Reference().train()
+    weights = convert(dict(model_state_dict=reference.original_weights()))
     model = build()
     model.load_state_dict(weights)
     steps = {
@@ -285,7 +241,7 @@ def measure_one(name: str, settings: dict, rounds: int) -> Tuple[float, float]:
     of the memory in MB, imports included."""
     prepare(settings['threads'])
     model = (
-        Reference(settings['heads'], 7).train()
+        Reference(settings['heads']).train()
         if name == 'original' else build(settings['heads']))
     step = make_step(model, settings['batch'], settings['size'])
     times = in_turn({name: step}, rounds)[name]
@@ -432,9 +388,3 @@ def run(args: argparse.Namespace) -> int:
                 os.makedirs(args.out, exist_ok=True)
                 draw_growth(rows, osp.join(args.out, 'training_growth.png'))
     return 0
-
-
-if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
