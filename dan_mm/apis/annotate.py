@@ -15,7 +15,7 @@ from dan_mm.reading import InputImage, MediaReader
 from dan_mm.reading.videos import VideoWriter
 from .drawing import draw_faces
 from .inferencer import ImageResult
-from .media import Source
+from .media import Source, place_in_tree
 
 # Images with other extensions become PNG.
 IMAGE_FILES = '.jpg', '.jpeg', '.png'
@@ -68,7 +68,7 @@ class AnnotatedWriter:
         self.source: Optional[str] = None
         files = [item for item in sources if isinstance(item, str)]
         self.folders = {
-            osp.dirname(osp.join(out, self._relative(path)))
+            osp.dirname(osp.join(out, place_in_tree(path, self.roots)))
             for path in files
         } | {out}  # yapf: disable
         check_tree(out, [*self.roots, *files],
@@ -134,19 +134,12 @@ class AnnotatedWriter:
             self.errors.append(f'{self.source or "An array"} cannot be '
                                f'annotated: {describe(error)}')
 
-    def _relative(self, source: str) -> str:
-        """Get the place of a source in the new tree."""
-        for root in self.roots[::-1]:
-            if osp.abspath(source).startswith(osp.join(root, '')):
-                return osp.relpath(source, root)
-        return osp.basename(source)
-
     def _path(self, source: Optional[str], extension: Optional[str]) -> str:
         """Choose the path of a result, another one for each source."""
         if source is None:
             self.number += 1
             source = f'image{self.number}.png'
-        stem, own = osp.splitext(self._relative(source))
+        stem, own = osp.splitext(place_in_tree(source, self.roots))
         if extension is None:
             extension = own if own.lower() in IMAGE_FILES else '.png'
         path = osp.join(self.out, stem + extension)

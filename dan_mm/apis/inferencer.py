@@ -20,7 +20,7 @@ from dan_mm.reading import InputImage, MediaReader
 from .faces import Face, FaceDetector
 from .media import Source, batches, expand, prefetch, read
 from .orientation import find_faces, try_each
-from .tracking import FaceTracker
+from .tracking import FaceFollower, FaceTracker
 
 # What is longer is no face, and large after `ResizeEdge`.
 MAX_RATIO = 8
@@ -252,7 +252,8 @@ class FERInferencer:
                  aligned: bool = False,
                  embeddings: bool = False,
                  attention_maps: bool = False,
-                 smoothing: Optional[float] = None) -> List[ImageResult]:
+                 smoothing: Optional[float] = None,
+                 every: int = 1) -> List[ImageResult]:
         """Tell the expressions of all faces.
 
         Args:
@@ -268,6 +269,10 @@ class FERInferencer:
             smoothing (float, optional): In a video, follow faces and average
                 their scores over time: the weight of the past in [0, 1), such
                 as 0.8. Defaults to None, each frame for itself.
+            every (int): In a video, search faces in every n-th frame only, and
+                follow them between: see
+                :class:`dan_mm.apis.tracking.FaceFollower`. All frames are
+                classified. Defaults to 1.
 
         Returns:
             list[ImageResult]: One for each image or frame, in order. What
@@ -284,7 +289,7 @@ class FERInferencer:
             raise ValueError(f'Got the camera {inputs}, expected files. '
                              'Cameras are endless; use `stream(0)`.')
         results = self.stream_images(inputs, aligned, embeddings,
-                                     attention_maps, smoothing)
+                                     attention_maps, smoothing, every)
         return [result for _, result in results]
 
     def stream(self, inputs: Union[Source, Sequence[Source]],
@@ -301,13 +306,13 @@ class FERInferencer:
             yield result
 
     def stream_images(
-        self,
-        inputs: Union[Source, Sequence[Source]],
-        aligned: bool = False,
-        embeddings: bool = False,
-        attention_maps: bool = False,
-        smoothing: Optional[float] = None
-    ) -> Iterator[Tuple[InputImage, ImageResult]]:
+            self,
+            inputs: Union[Source, Sequence[Source]],
+            aligned: bool = False,
+            embeddings: bool = False,
+            attention_maps: bool = False,
+            smoothing: Optional[float] = None,
+            every: int = 1) -> Iterator[Tuple[InputImage, ImageResult]]:
         """The same as :meth:`stream`, with the images.
 
         Yields:
@@ -317,6 +322,7 @@ class FERInferencer:
             warnings.warn(SYNTHETIC)
         if smoothing is not None:
             FaceTracker(smoothing)  # refuses a value out of range
+        follower = FaceFollower(every)
         sources = expand(inputs)
         if aligned:
             self._compare_alignment(inputs)
@@ -326,7 +332,8 @@ class FERInferencer:
         size = 1 if camera else self.batch_size
         taken = batches(read(sources, self._reader), size)
         for batch in taken if camera else prefetch(taken):
-            results = self._predict(batch, aligned, embeddings, attention_maps)
+            results = self._predict(batch, aligned, embeddings, attention_maps,
+                                    follower)
             for image, result in zip(batch, results):
                 if smoothing is not None and image.frame is not None:
                     if image.path != video or image.frame == 0:
@@ -352,7 +359,8 @@ class FERInferencer:
                         'them with `dan-mm align --like MODEL`.')
 
     def _predict(self, batch: List[InputImage], aligned: bool,
-                 embeddings: bool, attention_maps: bool) -> List[ImageResult]:
+                 embeddings: bool, attention_maps: bool,
+                 follower: FaceFollower) -> List[ImageResult]:
         results = [
             ImageResult(image.path, image.frame, image.time, [], image.error)
             for image in batch
@@ -365,8 +373,9 @@ class FERInferencer:
             with self._lock:  # only one thread builds it
                 self.detector = self.detector or FaceDetector(
                     device=self.device, export=self.export)
-            found = try_each(
-                partial(find_faces, self.detector), [img for img, _ in whole])
+            find = partial(try_each, partial(find_faces, self.detector))
+            found = follower(
+                [image for image in batch if image.img is not None], find)
         faces = []
         for (img, result), several in zip(whole, found):
             if isinstance(several, Exception):

@@ -86,6 +86,17 @@ def _checked(source: Source) -> Source:
         'an image as an array, the number of a camera, or a list of these.')
 
 
+def place_in_tree(source: str, inputs: Sequence[Source]) -> str:
+    """Get the relative path of a result in the tree of the inputs: that of
+    the source in the folder that was given, or its name."""
+    for item in inputs[::-1]:
+        if isinstance(item, (str, PathLike)) and osp.isdir(item):
+            root = osp.abspath(item)
+            if osp.abspath(source).startswith(osp.join(root, '')):
+                return osp.relpath(source, root)
+    return osp.basename(source)
+
+
 def read(sources: Sequence[Source],
          reader: MediaReader) -> Iterator[InputImage]:
     """Read images and frames of :func:`expand`, one after the other. What

@@ -9,6 +9,7 @@ import argparse
 import csv
 import json
 import os.path as osp
+import signal
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -37,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--csv', help='a file for a table, one row a face; - is the output')
     parser.add_argument(
+        '--timeline',
+        help='a folder for tables, a summary and a figure of the expressions '
+        'of each person of a video over time')
+    parser.add_argument(
         '--aligned',
         action='store_true',
         help='the images are aligned crops of one face: no detector')
@@ -45,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help='in videos, follow faces and average their scores: the weight '
         'of the past in [0, 1), such as 0.8')
+    parser.add_argument(
+        '--every',
+        type=int,
+        default=1,
+        help='in videos, search faces in every n-th frame, and follow them '
+        'between (default: %(default)s)')
     parser.add_argument(
         '--embeddings',
         action='store_true',
@@ -71,11 +82,16 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
         for item in args.inputs
     ]
     sources = expand(inputs[0] if len(inputs) == 1 else inputs)
-    annotated = None
+    annotated = timeline = None
+    if args.timeline:
+        from dan_mm.apis.timeline import TimelineWriter
+        timeline = TimelineWriter(args.timeline, inputs, sources)
+        if args.smoothing is None:
+            args.smoothing = 0  # it tracks faces
     if args.out:
         from dan_mm.apis.annotate import AnnotatedWriter
         annotated = AnnotatedWriter(args.out, inputs, sources)
-    check_results(args, sources, annotated)
+    check_results(args, sources, annotated, timeline)
     inferencer = FERInferencer(
         args.model,
         args.config,
@@ -108,11 +124,12 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
                 sources,
                 aligned=args.aligned,
                 embeddings=args.embeddings,
-                smoothing=args.smoothing):
+                smoothing=args.smoothing,
+                every=args.every):
             # An error before the first result changes no file.
             if not writers:
-                writers = open_writers(args, annotated, inferencer.classes,
-                                       output, stack)
+                writers = open_writers(args, annotated, timeline,
+                                       inferencer.classes, output, stack)
             summary.add(result)
             for write in writers:
                 write(image, result)
@@ -129,8 +146,8 @@ def predict(args: argparse.Namespace, output: IO[str]) -> int:
     return int(bool(summary.errors))
 
 
-def check_results(args: argparse.Namespace, sources: Sequence,
-                  annotated) -> None:
+def check_results(args: argparse.Namespace, sources: Sequence, annotated,
+                  timeline) -> None:
     """Refuse files that cannot be written, are no earlier results, or would
     be written twice."""
     files = {
@@ -154,10 +171,20 @@ def check_results(args: argparse.Namespace, sources: Sequence,
         if annotated and annotated.writes(place):
             raise ValueError(f'Got {path} for --{kind}, which --out '
                              f'{args.out} writes, too, expected another file.')
+        if timeline and timeline.writes(place):
+            raise ValueError(f'Got {path} for --{kind} in a folder of '
+                             f'--timeline {args.timeline}, expected another '
+                             'folder.')
+    if annotated and timeline and any(
+            annotated.writes(osp.join(folder, 'timeline.png'))
+            for folder in timeline.folders.values()):
+        raise ValueError(f'Got {args.out} for --out and {args.timeline} for '
+                         '--timeline, expected two folders.')
 
 
-def open_writers(args: argparse.Namespace, annotated, classes: Sequence[str],
-                 output: IO[str], stack: ExitStack) -> list:
+def open_writers(args: argparse.Namespace, annotated, timeline,
+                 classes: Sequence[str], output: IO[str],
+                 stack: ExitStack) -> list:
     """Open the outputs that the options name, until the stack ends."""
 
     def open_text(path: str) -> IO[str]:
@@ -172,6 +199,12 @@ def open_writers(args: argparse.Namespace, annotated, classes: Sequence[str],
         writers.append(CSVWriter(open_text(args.csv), classes).write)
     if annotated:
         writers.append(stack.enter_context(annotated).write)
+    if timeline:
+        # What ends a process is for it what Ctrl-C is.
+        stack.callback(
+            signal.signal, signal.SIGTERM,
+            signal.signal(signal.SIGTERM, signal.default_int_handler))
+        writers.append(stack.enter_context(timeline.open(classes)))
     return writers or [partial(print_faces, output)]
 
 
