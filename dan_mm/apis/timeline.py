@@ -107,7 +107,7 @@ class TimelineWriter:
                 folder = osp.join(out, f'{stem}-{number}')
             self.folders[path] = folder
         read = [item for item in (*inputs, *sources) if isinstance(item, str)]
-        check_tree(out, filter(osp.exists, read),
+        check_tree(out, read,
                    [osp.join(one, '') for one in self.folders.values()])
         for folder in self.folders.values():
             _check_earlier(folder)

@@ -89,7 +89,7 @@ def test_the_output_is_for_the_results(predict, tree):
     lines = output.splitlines()
     assert code == 0 and len(lines) == 9
     assert lines[0].startswith(f'{tree}/a.png: face 1: ')
-    assert lines[3].startswith(f'{tree}/film.avi, frame 2 (0.20 s): face 0: ')
+    assert lines[3].startswith(f'{tree}/film.avi, frame 2 (0.20 s): face 1: ')
     assert f'{tree}/none.png: no face' in lines
     code, output, _ = predict(tree / 'a.png', '--json', '-', '--embeddings')
     [result] = map(json.loads, output.splitlines())

@@ -179,7 +179,7 @@ def test_a_video(fer, image_of, write_video, tmp_path):
     expected = table[0]
     for i, item in enumerate(smooth):
         expected = 0.8 * expected + 0.2 * table[i]
-        assert item.faces[0].track == 0
+        assert item.faces[0].track == 1
         assert np.allclose(smoothed[i], expected, atol=1e-5)
     # Each video has its own tracks.
     both = fer([path, path], smoothing=0.8)
@@ -372,7 +372,7 @@ def test_an_aligned_video_is_one_face(fer, write_video, tmp_path):
     frames = [np.full((48, 48, 3), 20 * i, np.uint8) for i in range(5)]
     path = write_video(tmp_path / 'a.avi', frames, 'HFYU')
     results = fer(path, aligned=True, smoothing=0.5)
-    assert [item.faces[0].track for item in results] == [0] * 5
+    assert [item.faces[0].track for item in results] == [1] * 5
 
 
 def test_what_a_strange_checkpoint_says(work_dir, tmp_path, monkeypatch):
