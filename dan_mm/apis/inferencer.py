@@ -57,8 +57,8 @@ class FaceResult:
             float32 of shape ``(5, 2)``.
         landmarks_plausible (bool, optional): False where the landmarks are not
             those of a face in any orientation; the scores mean little then.
-        track (int, optional): The number of the face in its video, with
-            smoothing.
+        track (int, optional): The number of the face in its video, from 1,
+            with smoothing.
         embedding (ndarray, optional): The features before the classifier, on
             request, float32 of shape ``(C, )``.
         attention_maps (ndarray, optional): What each head of DAN looks at in

@@ -20,7 +20,7 @@ except ImportError as error:
 
 from dan_mm.files import (check_tree, is_regular, lock_folder, to_cell,
                           write_bytes)
-from dan_mm.imaging import box_transform
+from dan_mm.imaging import align_face
 from dan_mm.reading import InputImage
 from .inferencer import FaceResult, ImageResult
 from .media import Source, is_video, place_in_tree
@@ -38,6 +38,7 @@ MAX_DRAWN = 8  # persons, those that are seen longest
 # Bins of time of the figure: when there are more, they become twice as long.
 FIRST_BIN, MAX_BINS = 1 / 64, 800
 THUMBNAIL, MARGIN = 96, 0.15  # pixels; of the box
+BORDER = round(THUMBNAIL * MARGIN / (1 + 2 * MARGIN))
 # Okabe and Ito's colours, which most colour-blind people can tell apart
 COLORS = dict(
     neutral='#bbbbbb',
@@ -161,23 +162,20 @@ class TimelineWriter:
         self.length, self.bin, self.many = 1 / 25, FIRST_BIN, 4 * MAX_DRAWN
 
     def _look(self, image: InputImage, face: FaceResult) -> None:
-        """Keep the largest and most certain face of a person."""
+        """Keep the sharpest and most certain face of a person."""
         person = self.persons.setdefault(
             face.track, Person(image.time, np.zeros(len(self.classes))))
         person.frame = image.frame
         height, width = image.img.shape[:2]
         box = (0, 0, width, height) if face.bbox is None else face.bbox
-        quality = (face.score or 1) * (box[2] - box[0]) * (box[3] - box[1])
-        # Few faces are a bit larger than all before.
-        if quality > 1.1 * person.quality:
-            person.quality = quality
-            size = THUMBNAIL, THUMBNAIL
-            person.thumbnail = cv2.warpAffine(
-                image.img,
-                box_transform(box, size, MARGIN),
-                size,
-                flags=cv2.INTER_AREA,
-                borderMode=cv2.BORDER_REPLICATE)
+        # In a small face, one out of focus or one that moves, there is little
+        # detail at the size of the figure.
+        crop = align_face(image.img, None, box, THUMBNAIL, MARGIN)
+        # Without the margin, which may be outside the image
+        inner = crop[BORDER:-BORDER, BORDER:-BORDER]
+        quality = (face.score or 1) * cv2.Laplacian(inner, cv2.CV_32F).std()
+        if person.thumbnail is None or quality > person.quality:
+            person.quality, person.thumbnail = quality, crop
 
     def _settle(self, time: Optional[float]) -> None:
         """Count the frame before, which was shown until that time."""

@@ -138,15 +138,19 @@ def test_memory_is_bounded(tmp_path):
         assert np.allclose(found, total - seconds * scores)
 
 
-def test_the_largest_face_is_kept(tmp_path):
+def test_the_sharpest_face_is_kept(tmp_path):
+    """Neither a small one nor one out of focus"""
     writer = TimelineWriter(str(tmp_path / 'out'), [], ['film.mp4'])
+    noise = np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8)
+    kept = []
     with writer.open(CLASSES) as add:
-        for i, side in enumerate((30, 60, 20, 40)):
+        for i, (side, blur) in enumerate(((60, 4), (60, 1), (9, 1), (80, 9))):
             image, result = frame_of(i, i, {1: (1, 0, 0, 0)})
             result.faces[0].bbox = np.array([0, 0, side, side], np.float32)
-            image.img[:] = 50 * i
+            cv2.GaussianBlur(noise, (0, 0), blur, image.img)
             add(image, result)
-        assert (writer.persons[1].thumbnail == 50).all()
+            kept.append(writer.persons[1].thumbnail)
+    assert kept[0] is not kept[1] and kept[1] is kept[2] is kept[3]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,7 @@ def test_what_is_no_earlier_result_stays(tmp_path, name):
         TimelineWriter(str(tmp_path), [], ['film.mp4'])
 
 
-def test_other_refusals(tmp_path, write):
+def test_other_refusals(tmp_path):
     with pytest.raises(ValueError, match='images have no time'):
         TimelineWriter(str(tmp_path / 'out'), [], ['a.png'])
     folder = tmp_path / 'videos'
@@ -171,6 +175,16 @@ def test_other_refusals(tmp_path, write):
     with pytest.raises(ValueError, match='expected neither to be in the'):
         TimelineWriter(
             str(folder / 'out'), [str(folder)], [str(folder / 'a.mp4')])
+    # A folder that leads back to the input
+    (folder / 'b.mp4').write_bytes(b'')
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'a').symlink_to(folder)
+    with pytest.raises(ValueError, match='leads to the input'):
+        TimelineWriter(
+            str(tmp_path / 'out'), [str(folder)],
+            [str(folder / 'a.mp4'),
+             str(folder / 'b.mp4')])
+    (tmp_path / 'out' / 'a').unlink()
     writers = [
         TimelineWriter(str(tmp_path / 'out'), [], ['a.mp4']) for _ in range(2)
     ]
@@ -285,6 +299,15 @@ def test_interrupted(predict, film, tmp_path, monkeypatch, number):
     assert sorted(os.listdir(
         tmp_path / 'out')) == ['person_1.csv', 'summary.csv', 'timeline.png']
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_camera_and_a_video(tmp_path):
+    writer = TimelineWriter(str(tmp_path), [0, 'film.mp4'], [0, 'film.mp4'])
+    with pytest.raises(KeyboardInterrupt), writer.open(CLASSES) as add:
+        for path in 'camera 0', 'film.mp4':
+            add(*frame_of(0, 0, {1: (1, 0, 0, 0)}, path, 0.1))
+        raise KeyboardInterrupt
+    assert len(list(tmp_path.glob('*/timeline.png'))) == 2
 
 
 def test_a_failure_leaves_the_tables(tmp_path):
