@@ -166,8 +166,9 @@ class TimelineWriter:
         person = self.persons.setdefault(
             face.track, Person(image.time, np.zeros(len(self.classes))))
         person.frame = image.frame
-        height, width = image.img.shape[:2]
-        box = (0, 0, width, height) if face.bbox is None else face.bbox
+        box = face.bbox
+        if box is None or not (box[2:] > box[:2]).all():
+            box = np.array([0, 0, *image.img.shape[1::-1]])
         # In a small face, one out of focus or one that moves, there is little
         # detail at the size of the figure.
         crop = align_face(image.img, None, box, THUMBNAIL, MARGIN)
@@ -190,7 +191,8 @@ class TimelineWriter:
         while end > MAX_BINS * self.bin:
             self._widen()
         # Parts of the frame in bins
-        first, last = int(frame.time / self.bin), int(end / self.bin)
+        first, last = (
+            int(max(one, 0) / self.bin) for one in (frame.time, end))
         parts = {
             i: max(
                 min(end, (i + 1) * self.bin) - max(frame.time, i * self.bin),
@@ -274,8 +276,9 @@ class TimelineWriter:
             ])
             table = self._table(number)
             if person.seconds < min(MIN_SECONDS, total / 2):
-                os.remove(f'{table}.partial')
-            else:
+                continue  # its table is removed below
+            # Ctrl-C may have come before the first row.
+            with suppress(FileNotFoundError):
                 os.replace(f'{table}.partial', table)
                 kept.add(osp.basename(table))
         for name in os.listdir(self.folder):

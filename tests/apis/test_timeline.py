@@ -144,7 +144,8 @@ def test_the_sharpest_face_is_kept(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8)
     kept = []
     with writer.open(CLASSES) as add:
-        for i, (side, blur) in enumerate(((60, 4), (60, 1), (9, 1), (80, 9))):
+        faces = (60, 4), (60, 1), (9, 1), (80, 9), (0, 9)
+        for i, (side, blur) in enumerate(faces):
             image, result = frame_of(i, i, {1: (1, 0, 0, 0)})
             result.faces[0].bbox = np.array([0, 0, side, side], np.float32)
             cv2.GaussianBlur(noise, (0, 0), blur, image.img)
