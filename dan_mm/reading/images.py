@@ -274,5 +274,7 @@ def _to_bgr(image: 'Image.Image') -> np.ndarray:
         if image.mode.startswith('I;16'):
             img[top:bottom] = (np.asarray(strip) >> 8)[..., None]
         else:
-            img[top:bottom] = np.asarray(strip.convert('RGB'))[..., ::-1]
+            cv2.cvtColor(
+                np.asarray(strip.convert('RGB')), cv2.COLOR_RGB2BGR,
+                img[top:bottom])
     return img

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmpretrain.registry import DATASETS, MODELS
+from mmpretrain.registry import DATASETS, MODELS, OPTIMIZERS
 from mmpretrain.structures import DataSample
 from PIL import Image
 from torch import nn
@@ -149,42 +149,39 @@ def build(heads: int = 4) -> nn.Module:
     cfg = Config.fromfile(CONFIG)
     cfg.model.backbone.init_cfg = None
     cfg.model.neck.num_heads = heads
-    model = MODELS.build(
-        dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
-    model.data_preprocessor.register_forward_hook(ChannelsLastHook.reorder)
-    return model.train()
+    return MODELS.build(cfg.model).train()
 
 
 def make_step(model: nn.Module, batch: int, size: int) -> Callable[[], float]:
-    """Make a function that trains a model for a step and returns the loss: of
-    ours with its preprocessor, of the reference on normalised inputs."""
+    """Make a function that trains a model for a step, on inputs that are
+    normalised already, and returns the loss."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randint(
         256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
     labels = torch.arange(batch) % 7
     samples = [DataSample().set_gt_label(label) for label in labels]
-    optimizer = torch.optim.SGD(
-        model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+    cfg = Config.fromfile(CONFIG)
+    preprocessor = MODELS.build(
+        dict(cfg.data_preprocessor, type='ClsDataPreprocessor'))
+    data = preprocessor(dict(inputs=inputs, data_samples=samples))
+    options = dict(cfg.optim_wrapper.optimizer, params=model.parameters())
     if isinstance(model, Reference):
-        mean, std = (
-            torch.tensor(values)[:, None, None]
-            for values in ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]))
-        normalised = (inputs.flip(1) - mean) / std
 
         def loss() -> torch.Tensor:
-            x, vectors, scores = model(normalised)
+            x, vectors, scores = model(data['inputs'])
             return (nn.functional.cross_entropy(scores, labels) +
                     affinity_loss(x.mean(
                         (2, 3)), model.heads.centers, labels) +
                     partition_loss(vectors))
     else:
+        ChannelsLastHook.reorder(preprocessor, (), data)
 
         def loss() -> torch.Tensor:
-            data = model.data_preprocessor(
-                dict(inputs=inputs, data_samples=samples), training=True)
             losses = model(**data, mode='loss')
             return sum(value for key, value in losses.items()
                        if key.startswith('loss'))
+
+    optimizer = OPTIMIZERS.build(options)
 
     def step() -> float:
         optimizer.zero_grad()
@@ -258,7 +255,6 @@ def join(rank: int, settings: dict, rounds: int, folder: str) -> None:
     warnings.filterwarnings('ignore', 'Grad strides do not match')
     model = nn.parallel.DistributedDataParallel(
         build(), broadcast_buffers=False)
-    model.data_preprocessor = model.module.data_preprocessor
     step = make_step(model, settings['batch'] // processes, settings['size'])
     times = in_turn(dict(step=step), rounds)['step']
     torch.save((median(times), peak_memory()), f'{folder}/{rank}.pth')
@@ -360,8 +356,13 @@ def draw_growth(rows: Sequence[dict], path: str) -> None:
                 if points:
                     axes[line, column].plot(
                         *zip(*points), marker=marker, color=colour, label=name)
-            axes[line, column].set_ylim(0)
-            axes[line, column].set_xticks([row['value'] for row in own])
+            axes[line, column].set_ylim(
+                0, 1.08 * max(factor * row[name][line] for row in own
+                              for name in ('original', 'ours') if name in row))
+            values = [row['value'] for row in own]
+            axes[line, column].set_xticks(
+                values,
+                [f'{v // 1000}k' if v > 999 else f'{v}' for v in values])
         axes[1, column].set_xlabel(labels[key])
     axes[0, 0].set_ylabel('seconds a step')
     axes[1, 0].set_ylabel('peak memory, GB')
