@@ -4,6 +4,7 @@ import gc
 import os
 import os.path as osp
 import shutil
+import signal
 import warnings
 import zipfile
 from uuid import uuid4
@@ -25,6 +26,10 @@ ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 SHARED = osp.join(osp.dirname(ROOT), 'shared')
 
 dan_mm.register_all_modules(init_default_scope=False)
+# Shells let the jobs that they start in the background ignore Ctrl-C, and so
+# would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():

@@ -1,11 +1,13 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 """The benchmark of training, on tiny sizes."""
+import contextlib
 import re
 import sys
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, draw_face
 
 sys.path.append(f'{ROOT}/tools/analysis_tools')
@@ -43,13 +45,31 @@ def test_a_step_has_the_loss_of_the_original(capsys):
     assert 'times as fast' in out
 
 
+class Here:
+    """A pool of processes that is this one: imports take seconds."""
+
+    def __init__(self, method):
+        assert method == 'spawn'
+
+    def Pool(self, number):
+        return contextlib.nullcontext(self)
+
+    def apply(self, function, arguments):
+        return function(*arguments)
+
+
 @pytest.mark.slow
 def test_growth(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, 'get_context', Here)
     monkeypatch.setattr(train, 'GROWTH',
-                        dict(heads=[1], processes=[2], images=[20]))
+                        dict(heads=[1], processes=[1], images=[20]))
     monkeypatch.setattr(train, 'SETTINGS',
                         dict(heads=4, size=64, batch=4, processes=1))
-    rows = train.measure_growth(1, 1)
+    threads = torch.get_num_threads()
+    try:
+        rows = train.measure_growth(1, 1)
+    finally:
+        torch.set_num_threads(threads)
     assert [row['setting'] for row in rows] == ['heads', 'processes', 'images']
     for row in rows:
         for name in {'original', 'ours'} & row.keys():
