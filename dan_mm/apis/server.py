@@ -31,8 +31,10 @@ try:
 
     from .web_guard import OriginGuard
 except ImportError as error:
-    raise ImportError(f'The server lacks a package ({error}). Install it: pip '
-                      "install 'dan-mm[serve]'.") from error
+    raise ImportError(
+        f'The server lacks a package ({error}). Run `pip install fastapi '
+        'fastapi-offline prometheus-client python-multipart uvicorn`.'
+    ) from error
 
 MAX_FILES = 16  # of a request
 MAX_NAME = 100  # characters of the name of a file

@@ -22,6 +22,7 @@ from dan_mm.files import (check_tree, is_regular, lock_folder, to_cell,
                           write_bytes)
 from dan_mm.imaging import align_face
 from dan_mm.reading import InputImage
+from .drawing import find_font
 from .inferencer import FaceResult, ImageResult
 from .media import Source, is_video, place_in_tree
 from .tracking import MAX_MISSED
@@ -347,8 +348,6 @@ def draw_timeline(persons: Dict[int, Person],
     """
     from matplotlib.font_manager import FontProperties
     from matplotlib.patches import Patch
-
-    from .drawing import find_font
     spare = iter([color for name, color in COLORS.items()
                   if name not in classes] * len(classes))  # yapf: disable
     colors = [COLORS.get(name) or next(spare, '#000000') for name in classes]

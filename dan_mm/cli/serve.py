@@ -81,10 +81,12 @@ def bind(host: str, port: int) -> socket.socket:
 def serve(args: argparse.Namespace, output: IO[str]) -> None:
     """See :func:`run`."""
     import numpy as np
-    import uvicorn
 
     from dan_mm.apis import FaceDetector, FERInferencer
+    # First, since it says what to install.
     from dan_mm.apis.server import Connection, Limits, build_app
+    import uvicorn  # isort: skip
+
     from dan_mm.apis.web_guard import is_loopback
     listener = bind(args.host, args.port)
     inferencer = FERInferencer(

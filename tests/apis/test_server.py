@@ -26,6 +26,15 @@ pytest.importorskip('fastapi_offline', reason=NEEDS)
 pytest.importorskip('prometheus_client', reason=NEEDS)
 
 
+def test_a_missing_package(monkeypatch, capsys):
+    """Said before anything is loaded."""
+    monkeypatch.setitem(sys.modules, 'uvicorn', None)
+    monkeypatch.setitem(sys.modules, 'uvicorn.protocols.http.h11_impl', None)
+    monkeypatch.delitem(sys.modules, 'dan_mm.apis.server', False)
+    assert cli.main(['serve', '--model', 'absent']) == 2
+    assert 'Run `pip install fastapi' in capsys.readouterr().err
+
+
 def read(path):
     with open(path, 'rb') as file:
         return file.read()

@@ -1,6 +1,7 @@
 # Copyright (c) dan_mm contributors. All rights reserved.
 import csv
 import os
+import re
 import signal
 import sys
 
@@ -195,17 +196,21 @@ def test_other_refusals(tmp_path):
                 pass
 
 
-def test_without_matplotlib(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize('module', ['matplotlib.figure', 'anyascii'])
+def test_a_missing_package(monkeypatch, capsys, tmp_path, module):
     """Said before a model is loaded."""
-    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-    monkeypatch.delitem(sys.modules, 'dan_mm.apis.timeline')
+    monkeypatch.setitem(sys.modules, module, None)
+    for name in 'drawing', 'timeline':
+        monkeypatch.delitem(sys.modules, f'dan_mm.apis.{name}', False)
     (tmp_path / 'a.mp4').write_bytes(b'')
     assert cli.main([
         'predict',
         str(tmp_path / 'a.mp4'), '--timeline',
         str(tmp_path / 'out'), '--model', 'absent'
     ]) == 2
-    assert 'Run `pip install matplotlib`' in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert re.search('Run `pip install .*matplotlib', error)
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.fixture
