@@ -3,7 +3,7 @@ import os.path as osp
 import sys
 import tempfile
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Callable, Dict, List, Sequence, Tuple
 
 import torch
@@ -12,6 +12,7 @@ from torchvision.models import resnet18
 
 ROOT = osp.dirname(
     osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__)))))
+REST = 0.1  # seconds
 sys.path += [
     osp.join(ROOT, 'tests'),
     osp.join(ROOT, 'tools', 'model_converters')
@@ -20,11 +21,17 @@ sys.path += [
 
 def in_turn(functions: Dict[str, Callable],
             rounds: int) -> Dict[str, List[float]]:
-    """Time functions in turn, so that all see the same machine; the first
-    round does not count."""
+    """Time functions in turn, so that all see the same machine.
+
+    Before each, the threads of the one before come to rest, since those of
+    OpenMP go on looking for work for a while, and it is called once more, so
+    that caches have what is its own. The first round does not count.
+    """
     times: Dict[str, List[float]] = {name: [] for name in functions}
     for _ in range(rounds + 1):
         for name, function in functions.items():
+            sleep(REST)
+            function()
             start = perf_counter()
             function()
             times[name].append(perf_counter() - start)
